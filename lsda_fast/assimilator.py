@@ -1,0 +1,275 @@
+"""The assimilator: background and observations in, analysis ensemble and departures out, on xarray.
+
+It wraps the tensor-level sampler: the observation operator is built from the table, R is each observation's error
+variance plus the autoencoder's representativeness. Nothing disappears: every observation is used, or listed with the
+reason why not.
+"""
+
+import time as clock
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from lsda_fast.datasets import canonical, write_dataset
+from lsda_fast.diffusion.solvers import Langevin, Solver
+from lsda_fast.errors import InputError, NonFiniteError
+from lsda_fast.forecast import select_time
+from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
+from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
+from lsda_fast.observations.columns import default_std
+from lsda_fast.observations.units import Conversion, to_si
+from lsda_fast.package import Package
+from lsda_fast.sampler import Sampler, Step
+from lsda_fast.training.data import calendar
+
+__all__ = ["Analysis", "Assimilator", "NoObservationsError"]
+
+
+class NoObservationsError(InputError):
+    """Not one observation can be used. Exit code 3."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The result of one analysis.
+
+    Parameters
+    ----------
+    analysis : xr.Dataset
+        (member, [level,] latitude, longitude), CF attributes.
+    background : xr.Dataset
+        The background on the package's grid.
+    departures : pd.DataFrame
+        One row per observation that came, with columns observation, time, latitude, longitude, variable, level,
+        value, std, O-B, O-A, used, reason.
+    evaluations : Counter
+        Network evaluations and derivatives.
+    seconds : float
+    """
+
+    analysis: xr.Dataset
+    background: xr.Dataset
+    departures: pd.DataFrame
+    evaluations: Counter[str]
+    seconds: float
+
+    @property
+    def mean(self) -> xr.Dataset:
+        """Ensemble mean."""
+        return self.analysis.mean("member", keep_attrs=True)
+
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the analysis (netCDF or Zarr) and the departures (CSV beside it), each whole or not at all."""
+        path = Path(path)
+        table = path.with_name(f"{path.stem}.departures.csv")
+        partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.departures.csv")
+        try:
+            # The small file first: when it cannot be written, the analysis does not stand alone.
+            if path.parent.is_dir():
+                self.departures.to_csv(partial, index=False)
+            write_dataset(self.analysis, path)
+            partial.replace(table)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path, table
+
+    def report(self, folder: str | Path) -> Path:
+        """Maps, departures and statistics as one HTML page; returns its path. Needs matplotlib."""
+        from lsda_fast.analysis_report import write_analysis_report
+
+        return write_analysis_report(self, Path(folder))
+
+
+class Assimilator:
+    """Assimilate observations into backgrounds with a package.
+
+    Parameters
+    ----------
+    package : Package
+    guidance : Guidance
+    solver, steps, start, stop, spacing, corrector
+        As for ``Sampler``.
+    block : int, optional
+        Members that go through the networks together; 16 for latents without a grid, 4 for others when not given.
+    correction : bool
+        The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
+    representativeness : bool
+        Whether R includes the autoencoder's reconstruction error.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        guidance: Guidance | None = None,
+        *,
+        solver: str | Solver = "auto",
+        steps: int | None = None,
+        start: float = 1.0,
+        stop: float | None = None,
+        spacing: str = "auto",
+        corrector: Langevin | None = None,
+        block: int | None = None,
+        correction: bool = True,
+        representativeness: bool = True,
+    ) -> None:
+        self.package, self.correction, self.representativeness = package, correction, representativeness
+        if block is None:
+            block = 16 if package.latent_shape[-1] == 1 else 4
+        self.sampler = Sampler(
+            LatentOptimization() if guidance is None else guidance,
+            solver=solver,
+            steps=steps,
+            start=start,
+            stop=stop,
+            spacing=spacing,
+            corrector=corrector,
+            block=block,
+        )
+
+    def __call__(
+        self,
+        background: xr.Dataset,
+        observations: Observations,
+        *,
+        members: int | Sequence[int] = 1,
+        seed: int = 0,
+        time: str | None = None,
+        recenter: bool = True,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Analysis:
+        """Analyse.
+
+        Parameters
+        ----------
+        background : xr.Dataset
+            One state; several times need ``time``.
+        observations : Observations
+            Already limited to the window (``observations.window``); rows without std have the package's default.
+        members : int or sequence of int
+        seed : int
+        time : str, optional
+        recenter : bool
+            See ``Sampler``.
+        on_step : callable, optional
+
+        Raises
+        ------
+        InputError
+            A background that does not fit the package.
+        NoObservationsError
+            Nothing to assimilate.
+        NonFiniteError
+            Members that came out non-finite.
+        """
+        begin = clock.perf_counter()
+        package = self.package
+        background = select_time(canonical(background), time)
+        if "member" in background.dims:
+            raise InputError(f"the background has {background.sizes['member']} members; accepted is one state")
+        x_b = package.normalize(package.layout.to_array(background))
+        observations = self._with_std(observations)
+        operator, likelihood, reasons = self.likelihood(observations)
+        season = None
+        if "time" in background.coords:
+            season = torch.from_numpy(calendar(np.array([background["time"].values])))
+        prior = package.prior(x_b, calendar=season, correction=self.correction)
+        samples = self.sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step)
+        with torch.no_grad():
+            x_a = torch.cat([prior.decode(z[None]) for z in samples.z])
+            bad = [member for member, x in zip(samples.members, x_a) if not torch.isfinite(x).all()]
+            if bad:
+                raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
+            departures = _departures(observations, reasons, operator, x_b, x_a)
+        attrs = {
+            "source": "lsda_fast analysis",
+            "seed": seed,
+            "settings": repr(self.sampler.guidance),
+            "noise_levels": self.sampler.steps,
+            "members_in_a_block": self.sampler.block,
+        }
+        coords = {"member": np.array(samples.members)}
+        style = package.layout.style_of(background)
+        analysis = package.layout.to_dataset(
+            package.denormalize(x_a), dims=("member",), coords=coords, style=style, attrs=attrs
+        )
+        state_b = package.layout.to_dataset(package.denormalize(x_b), style=style)
+        if "time" in background.coords:
+            analysis = analysis.assign_coords(time=background["time"])
+            state_b = state_b.assign_coords(time=background["time"])
+        return Analysis(analysis, state_b, departures, samples.evaluations, clock.perf_counter() - begin)
+
+    def likelihood(self, observations: Observations) -> tuple[StencilOperator, Likelihood, np.ndarray]:
+        """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""
+        package, observations = self.package, self._with_std(observations)
+        operator = ObservationOperator.stations(observations, package.layout, package.normalization)
+        reasons = operator.reasons.copy()
+        unknown = ~np.isfinite(observations.frame["std"].to_numpy(float)) & (reasons == "")
+        if unknown.any():
+            reasons[unknown] = "no std, and the package has no default for it"
+            known = observations.select(reasons == "")
+            operator = ObservationOperator.stations(known, package.layout, package.normalization)
+        if operator.size == 0:
+            why = Counter([*reasons, *observations.rejected.get("reason", ())]).most_common(1)
+            detail = f"; most often because: {why[0][0]}" if why else ""
+            raise NoObservationsError(
+                f"none of {len(observations) + len(observations.rejected)} observations can be used{detail}"
+            )
+        operator = operator.to(package.device, package.dtype)
+        # A copy, because torch warns of the read-only columns of a table.
+        as_tensor: Any = lambda a: torch.tensor(np.array(a), dtype=package.dtype, device=package.device)  # noqa: E731
+        variance = as_tensor(operator.std) ** 2
+        if self.representativeness:
+            variance = variance + operator.representativeness(as_tensor(package.reconstruction_error))
+        scale = operator.representativeness(torch.ones_like(as_tensor(package.reconstruction_error))).sqrt()
+        return operator, Likelihood(operator, as_tensor(operator.values), variance, scale), reasons
+
+    def _with_std(self, observations: Observations) -> Observations:
+        """The package's default errors, which are in the channels' units, where the table has none."""
+        channels = {
+            channel.name: to_si(channel.units) or Conversion(1.0, 0.0, "") for channel in self.package.layout.channels
+        }
+        std = {
+            name: channels[name].scale * value
+            for name, value in self.package.observation_std.items()
+            if name in channels
+        }
+        frame = observations.frame
+        return Observations(frame.assign(std=default_std(frame, std)), observations.rejected)
+
+
+def _departures(
+    observations: Observations, reasons: np.ndarray, operator: StencilOperator, x_b: torch.Tensor, x_a: torch.Tensor
+) -> pd.DataFrame:
+    """O-B and O-A (of the ensemble mean) of everything that came, in the order in which it came."""
+    table = observations.frame.assign(used=reasons == "", reason=reasons)
+    for name, state in (("O-B", x_b[None]), ("O-A", x_a.mean(0, keepdim=True))):
+        departure = np.full(len(table), np.nan)
+        departure[reasons == ""] = operator.values - operator(state)[0].double().cpu().numpy()
+        table[name] = departure
+    # A table of departures that comes as observations brings columns of these names.
+    rejected = observations.rejected.assign(used=False, **{"O-B": np.nan, "O-A": np.nan})
+    table = pd.concat([table, rejected], ignore_index=True) if len(rejected) else table
+    first = [
+        "observation",
+        "time",
+        "latitude",
+        "longitude",
+        "variable",
+        "level",
+        "value",
+        "std",
+        "O-B",
+        "O-A",
+        "used",
+        "reason",
+    ]
+    rest = [column for column in table.columns if column not in first]
+    return table[first + rest].sort_values("observation", ignore_index=True)

@@ -1,0 +1,5 @@
+"""Classical analyses to hold the sampler against."""
+
+from lsda_fast.baselines.optimal_interpolation import OptimalInterpolation
+
+__all__ = ["OptimalInterpolation"]

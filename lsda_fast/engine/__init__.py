@@ -1,0 +1,1 @@
+"""Backends: how a sampler run is executed on a machine."""

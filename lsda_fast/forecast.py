@@ -1,0 +1,111 @@
+"""Forecasts with the package's own learned model: the backgrounds of analyses.
+
+A forecast is whole steps of the model's lead: ``lead`` = 48 h of a 24-hour model are two.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from lsda_fast.datasets import canonical
+from lsda_fast.errors import InputError
+from lsda_fast.package import Package
+from lsda_fast.training.data import calendar
+
+__all__ = ["forecast", "hours"]
+
+_DAY = re.compile(r"(?<=[\d ])d\b")  # pandas 4 reads "2D" alone
+
+
+def hours(lead: str | float) -> float:
+    """Hours of ``24``, ``"24h"`` or ``"2d"``; InputError for anything that is not a positive time span."""
+    try:
+        value = float(lead) if not isinstance(lead, str) or lead.replace(".", "", 1).isdigit() else None
+        span = float(value) if value is not None else pd.Timedelta(_DAY.sub("D", str(lead))).total_seconds() / 3600
+    except ValueError as error:
+        raise InputError(f"lead {lead!r} is not a time span; accepted are hours such as 24h") from error
+    if not span > 0:
+        raise InputError(f"lead {lead!r}; accepted is a positive time span such as 24h")
+    return span
+
+
+@torch.no_grad()
+def forecast(
+    package: Package, initial: xr.Dataset, *, lead: str | float | None = None, time: str | None = None
+) -> xr.Dataset:
+    """Forecast from one initial state (with members or without).
+
+    Parameters
+    ----------
+    package : Package
+        With a forecaster.
+    initial : xr.Dataset
+        ([time,] [member,] [level,] latitude, longitude); several times need ``time``.
+    lead : str or float, optional
+        Time span, a multiple of the package's lead; its own lead when not given.
+    time : str, optional
+        Initial time.
+
+    Returns
+    -------
+    xr.Dataset
+        The state at initial time + lead, in the initial state's style.
+
+    Raises
+    ------
+    InputError
+        No forecaster, a lead that is not a multiple, or a time that is not there.
+    """
+    if "forecaster" not in package.modules:
+        raise InputError("the package has no forecast model")
+    span = package.lead_hours if lead is None else hours(lead)
+    steps = round(span / package.lead_hours)
+    if steps < 1 or abs(steps * package.lead_hours - span) > 1e-6:
+        raise InputError(f"lead {span:g} h; accepted are multiples of the package's {package.lead_hours:g} h")
+    initial = select_time(canonical(initial), time)
+    if "time" not in initial.coords:
+        raise InputError("the initial state has no time; the forecast needs one for its season and valid time")
+    start = pd.DatetimeIndex(np.atleast_1d(initial["time"].values))[0]
+    values = package.layout.to_array(initial)
+    x = package.normalize(values.reshape(-1, *package.layout.shape))
+    for step in range(steps):
+        when = start + pd.Timedelta(hours=step * package.lead_hours)
+        season = torch.from_numpy(calendar(np.array([when.to_datetime64()]))).to(x)
+        x = package.modules["forecaster"](x, season.expand(len(x), -1))
+    state = package.denormalize(x).reshape(values.shape)
+    valid = start + pd.Timedelta(hours=span)
+    dims = tuple(d for d in ("member",) if d in initial.dims)
+    coords = {d: initial[d].values for d in dims if d in initial.coords}
+    out = package.layout.to_dataset(
+        state, dims=dims, coords=coords, style=package.layout.style_of(initial), attrs={"source": "lsda_fast forecast"}
+    )
+    return out.assign_coords(
+        time=((), np.datetime64(valid, "ns"), {"standard_name": "time"}),
+        forecast_reference_time=((), np.datetime64(start, "ns"), {"standard_name": "forecast_reference_time"}),
+        forecast_period=((), span, {"standard_name": "forecast_period", "units": "hours"}),
+    )
+
+
+def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
+    """One time of a data set: the asked one, or the only one."""
+    if "time" not in dataset.dims and time is None:
+        return dataset
+    if "time" not in dataset.coords:
+        raise InputError(f"time {time!r} was asked for; the data have no time")
+    times = pd.DatetimeIndex(np.atleast_1d(dataset["time"].values))
+    if time is None:
+        if len(times) != 1:
+            raise InputError(f"the data hold {len(times)} times, {times[0]} .. {times[-1]}; say which with a time")
+        return dataset.isel(time=0)
+    try:
+        wanted = pd.Timestamp(time)
+    except ValueError as error:
+        raise InputError(f"time {time!r} is not a date; accepted are dates such as 2008-12-07T12") from error
+    if wanted.tzinfo is not None:
+        wanted = wanted.tz_convert("UTC").tz_localize(None)
+    if wanted not in times:
+        raise InputError(f"time {wanted} is not in the data; they reach from {times[0]} to {times[-1]}")
+    return dataset.isel(time=int(np.flatnonzero(times == wanted)[0])) if "time" in dataset.dims else dataset

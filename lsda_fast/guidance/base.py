@@ -1,0 +1,141 @@
+"""The parts that every guidance shares: the likelihood, the context of a noise level, the result of guiding.
+
+A guidance corrects the prior's clean estimate with the observations, y = H(D(z)) + N(0, R), at one noise level. It is a
+frozen dataclass that holds its numbers and nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsda_fast.diffusion.noise import normal
+from lsda_fast.diffusion.schedule import Level
+from lsda_fast.prior import Linearization, Prior
+
+__all__ = ["Context", "Estimate", "Guidance", "Likelihood", "per_member"]
+
+
+def per_member(values: Tensor, like: Tensor) -> Tensor:
+    """One number per member (M,), shaped to multiply ``like`` (M, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Gaussian likelihood of the observations given a latent, whitened by R.
+
+    Parameters
+    ----------
+    operator : callable x (M, C, H, W) -> (M, P)
+        Observation operator on the normalised state, in the observations' units.
+    y : Tensor, shape (P,)
+        Observed values.
+    variance : Tensor, shape (P,)
+        Diagonal of R, the representativeness of the autoencoder included.
+    scale : Tensor, shape (P,)
+        Climatological standard deviation of what is observed; the unit of SDA's ``gamma``.
+    """
+
+    operator: Callable[[Tensor], Tensor]
+    y: Tensor
+    variance: Tensor
+    scale: Tensor
+
+    def residual(self, prior: Prior) -> Callable[[Tensor], Tensor]:
+        """z -> R^-1/2 (H(D(z)) - y), shape (M, P)."""
+        weight = self.variance.rsqrt()
+        return lambda z: (self.operator(prior.decode(z)) - self.y) * weight
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a guidance is given at one noise level."""
+
+    prior: Prior
+    likelihood: Likelihood
+    level: Level
+    last: bool
+    seed: int
+    members: tuple[int, ...]
+
+    def noise(self, shape: tuple[int, ...], stream: int) -> Tensor:
+        """Standard normals (M, *shape), keyed by seed, member, level and stream."""
+        return normal(
+            shape,
+            seed=self.seed,
+            members=self.members,
+            step=self.level.index,
+            stream=stream,
+            dtype=self.prior.dtype,
+            device=self.prior.device,
+        )
+
+    def denoise(self, z_t: Tensor) -> Tensor:
+        """The prior's clean estimate of z_t at this level."""
+        self.prior.evaluations["denoiser"] += len(z_t)
+        return self.prior.denoise(z_t, self.level)
+
+    def linearize_denoiser(self, z_t: Tensor) -> Linearization:
+        """The clean estimate with its derivatives."""
+        return Linearization(lambda z: self.prior.denoise(z, self.level), z_t, self.prior.evaluations, "denoiser")
+
+    def linearize_residual(self, z: Tensor, residual: Callable[[Tensor], Tensor] | None = None) -> Linearization:
+        """The whitened residual R^-1/2 (G(z) - y) with its derivatives."""
+        function = residual or self.likelihood.residual(self.prior)
+        return Linearization(function, z, self.prior.evaluations, "decoder")
+
+
+class Estimate(NamedTuple):
+    """A guided clean estimate.
+
+    ``mean`` is the conditional mean E[z | z_t, y] where ``z0`` is a draw;
+    ``shift`` is added to z_s after the transition.
+    """
+
+    z0: Tensor
+    mean: Tensor | None = None
+    shift: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Guidance(ABC):
+    """One way of correcting the clean estimate.
+
+    ``solver``, ``spacing`` and ``steps`` are what the method is run with when the caller does not say.
+    """
+
+    solver: ClassVar[str] = "ancestral"
+    spacing: ClassVar[str] = "time"
+    steps: ClassVar[int] = 64
+    stop_rho: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def guide(self, z_t: Tensor, context: Context) -> Estimate:
+        """The guided clean estimate of z_t (M, *latent)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and numbers, for provenance."""
+        return {"guidance": type(self).__name__, "settings": repr(self)}
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Which use of noise at a level draws from which stream."""
+
+    transition: int = 0
+    observations: int = 1
+    latent: int = 2
+    start: int = 3
+    corrector: int = field(default=16)
+
+
+STREAMS = Streams()
+
+
+def squared_norm(v: Tensor) -> Tensor:
+    """Sum of squares per member, (M,)."""
+    return torch.linalg.vecdot(v.flatten(1), v.flatten(1))

@@ -1,0 +1,48 @@
+"""Diffusion posterior sampling: the gradient of the likelihood of the clean estimate, through decoder and denoiser.
+
+z0' = z0 + scale sigma_t^2 / alpha_t grad_{z_t} log N(y | G(z0(z_t)), R + gamma rho_t^2 s^2)
+
+With ``gamma`` > 0 this is SDA's sigma-dependent variance (Rozet & Louppe 2023, arXiv:2306.10574), s the
+climatological standard deviation of what is observed. ``norm=True`` is the first publication's rule instead
+(Chung et al. 2023, arXiv:2209.14687): z_s <- z_s - scale grad_{z_t} |R^-1/2 (y - G(z0))|.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lsda_fast.guidance.base import Context, Estimate, Guidance, per_member, squared_norm
+
+__all__ = ["DPS"]
+
+
+@dataclass(frozen=True)
+class DPS(Guidance):
+    """Gradient guidance.
+
+    Parameters
+    ----------
+    scale : float
+        Strength of the gradient; 1 is the likelihood as it stands.
+    gamma : float
+        SDA's variance of the clean estimate, in units of rho^2 s^2; 0 takes R alone.
+    norm : bool
+        Chung et al.'s step along the gradient of the residual's norm; ``gamma`` is not used then.
+    """
+
+    scale: float = 1.0
+    gamma: float = 0.3
+    norm: bool = False
+
+    def guide(self, z_t: Tensor, context: Context) -> Estimate:
+        """See the module's equation."""
+        level, likelihood = context.level, context.likelihood
+        denoiser = context.linearize_denoiser(z_t)
+        residual = context.linearize_residual(denoiser.value)
+        if self.norm:
+            norm = squared_norm(residual.value).sqrt().clamp_min(1e-30)
+            gradient = denoiser.vjp(residual.vjp(residual.value / per_member(norm, residual.value)))
+            return Estimate(denoiser.value, shift=-self.scale * gradient)
+        inflation = 1.0 + self.gamma * level.rho**2 * likelihood.scale**2 / likelihood.variance
+        gradient = -denoiser.vjp(residual.vjp(residual.value / inflation))
+        return Estimate(denoiser.value + self.scale * level.sigma**2 / level.alpha * gradient)

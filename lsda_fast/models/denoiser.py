@@ -1,0 +1,120 @@
+"""The denoiser: a transformer over latent tokens, modulated by the noise level, conditioned on the background latent.
+
+Its output F is a prediction of the declared type (``diffusion.prediction``). For ``wiener`` the network reads the
+linear-Gaussian optimum D_G = alpha z_t / (alpha^2 + sigma^2) and its output, zero to begin with, corrects it in units
+of the posterior spread: the network's error then stays bounded at high noise. For the others it reads
+z_t / sqrt(alpha^2 + sigma^2).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lsda_fast.diffusion.prediction import wiener
+from lsda_fast.diffusion.schedule import Level
+from lsda_fast.errors import InputError
+from lsda_fast.models.layers import TransformerBlock, level_embedding
+
+__all__ = ["TransformerDenoiser"]
+
+
+class TransformerDenoiser(nn.Module):
+    """Transformer with adaptive layer norm.
+
+    Parameters
+    ----------
+    latent_shape : (k, h, w)
+        (k, 1, 1) is one token.
+    width, depth, heads : int
+    patch : int
+        Latent places per token in each direction.
+    conditioning : {"concatenate", "cross_attention", "none"}
+        How the background latent enters.
+    prediction : str
+        Decides what the network reads, see the module.
+    leading : int, optional
+        Only this many leading latent channels are corrected; the rest of the output is zero.
+    dropout : float
+    calendar : int
+        Numbers per case that tell time of day and season; 0 for none.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        width: int = 192,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 1,
+        conditioning: str = "concatenate",
+        prediction: str = "wiener",
+        leading: int | None = None,
+        dropout: float = 0.0,
+        calendar: int = 0,
+    ) -> None:
+        super().__init__()
+        if conditioning not in ("concatenate", "cross_attention", "none"):
+            raise InputError(f"conditioning {conditioning!r} is unknown; accepted: concatenate, cross_attention, none")
+        k, h, w = latent_shape
+        if h % patch or w % patch:
+            raise InputError(f"denoiser patch {patch} does not divide the latent grid {h} x {w}")
+        if width % heads or width % 2:
+            raise InputError(f"denoiser width {width} and heads {heads}; accepted is an even multiple of heads")
+        self.latent_shape, self.patch, self.prediction = tuple(latent_shape), patch, prediction
+        self.conditioning, self.leading, self.width = conditioning, leading or k, width
+        tokens, size = (h // patch) * (w // patch), k * patch * patch
+        cross = conditioning == "cross_attention"
+        self.embed = nn.Linear(size * (2 if conditioning == "concatenate" else 1), width)
+        self.embed_background = nn.Linear(size, width) if cross else None
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.season = nn.Linear(calendar, width) if calendar else None
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, tokens=tokens, cross=cross, dropout=dropout) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, size)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def _tokens(self, z: Tensor) -> Tensor:
+        M, k, h, w = z.shape
+        p = self.patch
+        return z.reshape(M, k, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(M, (h // p) * (w // p), -1)
+
+    def _grid(self, tokens: Tensor) -> Tensor:
+        k, h, w = self.latent_shape
+        p = self.patch
+        z = tokens.reshape(len(tokens), h // p, w // p, k, p, p).permute(0, 3, 1, 4, 2, 5)
+        return z.reshape(len(tokens), k, h, w)
+
+    def forward(self, z_t: Tensor, level: Level, background: Tensor, calendar: Tensor | None = None) -> Tensor:
+        """The prediction F (M, k, h, w) for z_t (M, k, h, w) at one noise level.
+
+        ``background`` (M, k, h, w) is the latent of the background, ``calendar`` (M, n) its time.
+        """
+        log_rho = torch.full((len(z_t),), math.log(level.rho), dtype=z_t.dtype, device=z_t.device)
+        norm = (level.alpha**2 + level.sigma**2) ** -0.5
+        return self.predict(
+            wiener(z_t, level) if self.prediction == "wiener" else norm * z_t, log_rho, background, calendar
+        )
+
+    def predict(self, scaled: Tensor, log_rho: Tensor, background: Tensor, calendar: Tensor | None = None) -> Tensor:
+        """F for an input already scaled, one noise level per member: log_rho (M,). Training's door."""
+        tokens = self._tokens(scaled)
+        context = None
+        if self.conditioning == "concatenate":
+            tokens = torch.cat([tokens, self._tokens(background)], dim=-1)
+        elif self.embed_background is not None:
+            context = self.embed_background(self._tokens(background)) + self.position
+        x = self.embed(tokens) + self.position
+        level = self.level(level_embedding(log_rho, self.width))
+        if self.season is not None and calendar is not None:
+            level = level + self.season(calendar[:, : self.season.in_features])
+        for block in self.blocks:
+            x = block(x, level, context)
+        F = self._grid(self.head(self.norm(x)))
+        if self.leading < self.latent_shape[0]:
+            F = torch.cat([F[:, : self.leading], torch.zeros_like(F[:, self.leading :])], dim=1)
+        return F

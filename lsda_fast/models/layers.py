@@ -1,0 +1,132 @@
+"""Layers that know the sphere, and attention modulated by the noise level.
+
+Padding goes over the date line and the poles. It is by cat and flip, never ``F.pad(mode="replicate")``, whose compiled
+gradient is silently wrong after a pointwise operation. Attention is written out, because forward-mode derivatives need
+it: flash kernels have none.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Attention", "GeoConv2d", "GroupNorm", "ResidualBlock", "TransformerBlock", "geo_pad", "level_embedding"]
+
+
+def geo_pad(x: Tensor, n: int, periodic: bool) -> Tensor:
+    """Pad (M, C, H, W) by n on every side.
+
+    On a global grid longitude wraps and a row beyond the pole is the row before it, half way round; on a regional one
+    the edge is repeated.
+    """
+    if n == 0:
+        return x
+    if periodic:
+        half = x.shape[-1] // 2
+        north, south = x[..., :n, :].flip(-2).roll(half, -1), x[..., -n:, :].flip(-2).roll(half, -1)
+        x = torch.cat([north, x, south], dim=-2)
+        return torch.cat([x[..., -n:], x, x[..., :n]], dim=-1)
+    x = torch.cat([*[x[..., :1, :]] * n, x, *[x[..., -1:, :]] * n], dim=-2)
+    return torch.cat([*[x[..., :1]] * n, x, *[x[..., -1:]] * n], dim=-1)
+
+
+class GeoConv2d(nn.Module):
+    """A convolution of odd kernel that keeps the grid, padded by ``geo_pad``."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, periodic: bool, zero: bool = False) -> None:
+        super().__init__()
+        self.periodic, self.margin = periodic, kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel)
+        if zero:
+            nn.init.zeros_(self.conv.weight)
+            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, inputs, H, W) -> (M, outputs, H, W)."""
+        return self.conv(geo_pad(x, self.margin, self.periodic))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation through layer_norm: the native one lacks forward-mode derivatives for some memory layouts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, width, H, W) -> the same."""
+        grouped = x.reshape(len(x), self.num_groups, -1)
+        normal = F.layer_norm(grouped, grouped.shape[2:], eps=self.eps).reshape(x.shape)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the second convolution zero to begin with."""
+
+    def __init__(self, width: int, *, periodic: bool, groups: int = 8) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = GroupNorm(groups, width), GroupNorm(groups, width)
+        self.conv1 = GeoConv2d(width, width, periodic=periodic)
+        self.conv2 = GeoConv2d(width, width, periodic=periodic, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, width, H, W) -> the same."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens (M, n, width) to a context (M, n', width), themselves when none is given."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(M, n, width) -> the same."""
+        M, n, width = x.shape
+        source = x if context is None else context
+        q = self.query(x).reshape(M, n, self.heads, -1).transpose(1, 2)
+        k, v = self.key_value(source).reshape(M, source.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT * (width // self.heads) ** -0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(M, n, width))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, cross-attention to the background where asked, and an MLP, each modulated by the noise level.
+
+    The modulation is adaLN-zero (Peebles & Xie 2023, arXiv:2212.09748). A single token has nobody to attend to and
+    skips attention.
+    """
+
+    def __init__(self, width: int, heads: int, *, tokens: int, cross: bool, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads) if tokens > 1 else None
+        self.cross = Attention(width, heads) if cross else None
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.branches = 1 + (self.attention is not None) + cross
+        self.modulation = nn.Linear(width, 3 * self.branches * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, level: Tensor, background: Tensor | None) -> Tensor:
+        """x (M, n, width), level (M, width), background tokens (M, n, width) -> (M, n, width)."""
+        shift, scale, gate = self.modulation(F.silu(level)).reshape(len(x), self.branches, 3, 1, -1).unbind(2)
+        i = 0
+        if self.attention is not None:
+            x = x + gate[:, i] * self.attention(self.norm(x) * (1 + scale[:, i]) + shift[:, i])
+            i += 1
+        if self.cross is not None:
+            x = x + gate[:, i] * self.cross(self.norm(x) * (1 + scale[:, i]) + shift[:, i], background)
+            i += 1
+        return x + gate[:, i] * self.mlp(self.norm(x) * (1 + scale[:, i]) + shift[:, i])
+
+
+def level_embedding(log_rho: Tensor, width: int) -> Tensor:
+    """Sinusoids of the logarithm of the noise-to-signal ratio, (M,) -> (M, width)."""
+    frequency = torch.exp(torch.linspace(math.log(0.1), math.log(10.0), width // 2, device=log_rho.device))
+    phase = log_rho[:, None] * frequency.to(log_rho.dtype)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)

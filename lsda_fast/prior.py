@@ -1,0 +1,108 @@
+"""What a sampler sees of a model: the prior of one analysis, p(z | z_b), and how a latent becomes a state.
+
+``z`` here is the sampler's variable. For a whitened package it is the control variable u = S^-1/2 (z - z_b), for a
+plain one the standardised latent itself; the closures hide which. Everything downstream works on tensors
+(M, *latent_shape).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsda_fast.diffusion.schedule import Level, Schedule
+
+__all__ = ["EigenCovariance", "Linearization", "Prior"]
+
+
+@dataclass(frozen=True)
+class EigenCovariance:
+    """A symmetric positive covariance S = V diag(variance) V' of flattened latents.
+
+    Parameters
+    ----------
+    vectors : Tensor, shape (k, k)
+        Orthonormal columns.
+    variance : Tensor, shape (k,)
+    """
+
+    vectors: Tensor
+    variance: Tensor
+
+    def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """V f(variance) V' v for v (M, *latent)."""
+        flat = v.flatten(1) @ self.vectors
+        return ((flat * function(self.variance)) @ self.vectors.T).reshape(v.shape)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The prior of one analysis, as callables on tensors.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    latent_shape : tuple of int
+    denoise : callable (z_t (M, *latent), Level) -> z0 (M, *latent)
+        The clean estimate E[z | z_t, z_b].
+    decode : callable z (M, *latent) -> x (M, C, H, W)
+        The normalised state.
+    encode : callable x (M, C, H, W) -> z (M, *latent), optional
+        Needed by Repaint alone.
+    variance : Tensor, shape latent_shape, optional
+        Variance of the clean latent given the background, for ``prior_covariance="diagonal"``; 1 when not given.
+    covariance : EigenCovariance, optional
+        The same with correlations, for ``prior_covariance="stationary"``; identity when not given.
+    origin : Tensor, shape latent_shape, optional
+        The background in the sampler's variable, where a warm start begins; 0 when not given.
+    evaluations : Counter
+        Counts of network evaluations and derivatives, in members.
+    """
+
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+    denoise: Callable[[Tensor, Level], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor] | None = None
+    variance: Tensor | None = None
+    covariance: EigenCovariance | None = None
+    origin: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    evaluations: Counter[str] = field(default_factory=Counter)
+
+
+class Linearization:
+    """A function at a point: its value, and products with its Jacobian J and with J'.
+
+    Parameters
+    ----------
+    function : callable (M, ...) -> (M, ...)
+        Members are independent.
+    point : Tensor, shape (M, ...)
+    evaluations : Counter
+        Gains ``name``, ``name_vjp`` and ``name_jvp``, by members.
+    name : str
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], point: Tensor, evaluations: Counter[str], name: str
+    ) -> None:
+        self._function, self._point, self._evaluations, self._name = function, point, evaluations, name
+        pair: Any = torch.func.vjp(function, point)
+        self.value: Tensor = pair[0]
+        self._vjp = pair[1]
+        evaluations[name] += len(point)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v."""
+        self._evaluations[f"{self._name}_jvp"] += len(v)
+        return torch.func.jvp(self._function, (self._point,), (v,))[1]
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """J' u."""
+        self._evaluations[f"{self._name}_vjp"] += len(u)
+        return self._vjp(u)[0]

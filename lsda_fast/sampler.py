@@ -1,0 +1,228 @@
+"""The sampler: one loop for every guidance, on tensors.
+
+For each noise level from high to low: the guided clean estimate z0', then the transition to the next level. Members
+are computed in blocks of fixed size and fixed places, so that a member's numbers do not depend on which others were
+asked for, bit for bit.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from lsda_fast.diffusion.noise import normal
+from lsda_fast.diffusion.schedule import Level
+from lsda_fast.diffusion.solvers import Langevin, Solver, get_solver
+from lsda_fast.errors import InputError, NonFiniteError
+from lsda_fast.guidance.base import STREAMS, Context, Estimate, Guidance, Likelihood
+from lsda_fast.prior import Prior
+
+__all__ = ["Sampler", "Samples", "Step"]
+
+CLEAN = Level(-1, 0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What ``on_step`` is told: the level, its number of levels, the block's members, and the tensors of the step."""
+
+    level: Level
+    levels: int
+    members: tuple[int, ...]
+    z_t: Tensor
+    z0: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Posterior samples.
+
+    Parameters
+    ----------
+    z : Tensor, shape (M, *latent)
+    members : tuple of int
+    evaluations : Counter
+        Network evaluations and derivatives, by members.
+    """
+
+    z: Tensor
+    members: tuple[int, ...]
+    evaluations: Counter[str]
+
+
+class Sampler:
+    """Draw latents from p(z | y, z_b).
+
+    Parameters
+    ----------
+    guidance : Guidance
+    solver : str or Solver
+        Transition between levels; ``"auto"`` is the guidance's own.
+    steps : int, optional
+        Noise levels; the guidance's own when not given.
+    start : float
+        Time of the first level; below 1 starts from the background at that level.
+    stop : float, optional
+        Time of the end, see ``Schedule.levels``.
+    spacing : {"auto", "time", "log_rho"}
+    corrector : Langevin, optional
+    block : int
+        Members that go through the networks together.
+    """
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        *,
+        solver: str | Solver = "auto",
+        steps: int | None = None,
+        start: float = 1.0,
+        stop: float | None = None,
+        spacing: str = "auto",
+        corrector: Langevin | None = None,
+        block: int = 8,
+    ) -> None:
+        if block < 1:
+            raise InputError(f"block = {block}; accepted is a whole number of at least 1")
+        self.guidance = guidance
+        if getattr(guidance, "randomize", False) and get_solver(solver if solver != "auto" else guidance.solver).smooth:
+            raise InputError(
+                f"solver {solver!r} came with randomised members, which are no smooth function of the noise level; "
+                "accepted: renoise, ancestral, ddim, or randomize=False"
+            )
+        self.solver = get_solver(guidance.solver if solver == "auto" else solver)
+        self.steps = guidance.steps if steps is None else steps
+        self.spacing = guidance.spacing if spacing == "auto" else spacing
+        self.start, self.stop, self.corrector, self.block = start, stop, corrector, block
+
+    def levels(self, prior: Prior) -> list[Level]:
+        """The noise levels of a run with this prior."""
+        stop = self.stop
+        if stop is None:
+            stop = prior.schedule.time(self.guidance.stop_rho) if self.guidance.stop_rho > 0 else 0.0
+            if stop >= self.start:
+                stop = prior.schedule.time(0.5 * prior.schedule.rho(self.start))
+        return prior.schedule.levels(self.steps, start=self.start, stop=stop, spacing=self.spacing)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prior: Prior,
+        likelihood: Likelihood,
+        *,
+        members: int | Sequence[int] = 1,
+        seed: int = 0,
+        recenter: bool = True,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Samples:
+        """Sample.
+
+        Parameters
+        ----------
+        prior : Prior
+        likelihood : Likelihood
+        members : int or sequence of int
+            How many, or which: ``members=[3, 17]`` computes these alone.
+        seed : int
+        recenter : bool
+            Where the guidance knows the conditional means, shift all members so that their mean is the average of
+            those: the mean then carries little sampling noise. The shift depends on which members were asked for.
+        on_step : callable, optional
+
+        Returns
+        -------
+        Samples
+
+        Raises
+        ------
+        InputError
+            No members, or numbers out of range.
+        NonFiniteError
+            Members with non-finite values, by number.
+        """
+        ids = tuple(range(members)) if isinstance(members, Integral) else tuple(members)  # type: ignore[arg-type]
+        if not ids or min(ids) < 0 or max(ids) >= 2**32 or len(set(ids)) != len(ids):
+            raise InputError(
+                f"members = {members}; accepted: a number of at least 1, or different member numbers below 2**32"
+            )
+        if not 0 <= seed < 2**64:
+            raise InputError(f"seed = {seed}; accepted is 0 <= seed < 2**64")
+        prior.evaluations.clear()
+        results: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for block in sorted({member // self.block for member in ids}):
+            numbers = tuple(range(block * self.block, (block + 1) * self.block))
+            estimate = self._run(prior, likelihood, numbers, seed, on_step)
+            means = [None] * self.block if estimate.mean is None else list(estimate.mean)
+            results.update(zip(numbers, zip(estimate.z0, means)))
+        z = torch.stack([results[member][0] for member in ids])
+        bad = [member for member, value in zip(ids, z) if not torch.isfinite(value).all()]
+        if bad:
+            raise NonFiniteError(
+                f"members {bad} of seed {seed} are not finite with {self.guidance} in {self.steps} steps"
+            )
+        means = [results[member][1] for member in ids]
+        if recenter and len(ids) > 1 and all(mean is not None for mean in means):
+            z = z + (torch.stack(means).mean(0) - z.mean(0))  # type: ignore[arg-type]
+        return Samples(z, ids, Counter(prior.evaluations))
+
+    def _run(
+        self,
+        prior: Prior,
+        likelihood: Likelihood,
+        members: tuple[int, ...],
+        seed: int,
+        on_step: Callable[[Step], None] | None,
+    ) -> Estimate:
+        levels = self.levels(prior)
+        base = Context(prior, likelihood, levels[0], False, seed, members)
+        z_t = self._begin(prior, levels[0], seed, members)
+        memory: dict = {}
+        for i, level in enumerate(levels):
+            last = i + 1 == len(levels)
+            context = replace(base, level=level, last=last)
+            target = CLEAN if last else levels[i + 1]
+            estimate = self.guidance.guide(z_t, context)
+            if on_step:
+                on_step(Step(level, len(levels), members, z_t, estimate.z0))
+            z_t = self.solver.step(
+                estimate.z0,
+                z_t,
+                level,
+                target,
+                guided=lambda z, s: self.guidance.guide(z, replace(base, level=s, last=False)).z0,
+                noise=partial(context.noise, prior.latent_shape, STREAMS.transition),
+                memory=memory,
+            )
+            if estimate.shift is not None:
+                z_t = z_t + estimate.shift
+            if self.corrector and not last:
+                z_t = self._correct(z_t, replace(base, level=target))
+        return Estimate(z_t, mean=estimate.mean)
+
+    def _begin(self, prior: Prior, level: Level, seed: int, members: tuple[int, ...]) -> Tensor:
+        """Noise of the level's marginal; around the background on a warm start."""
+        noise = normal(
+            prior.latent_shape,
+            seed=seed,
+            members=members,
+            stream=STREAMS.start,
+            dtype=prior.dtype,
+            device=prior.device,
+        )
+        if self.start < 1.0:
+            origin = 0.0 if prior.origin is None else prior.origin
+            return level.alpha * origin + level.sigma * noise
+        return (level.alpha**2 + level.sigma**2) ** 0.5 * noise
+
+    def _correct(self, z_t: Tensor, context: Context) -> Tensor:
+        assert self.corrector is not None
+        return self.corrector.correct(
+            z_t,
+            context.level,
+            guided=lambda z, _: self.guidance.guide(z, context).z0,
+            noise=lambda i: context.noise(context.prior.latent_shape, STREAMS.corrector + i),
+        )

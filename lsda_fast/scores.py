@@ -1,0 +1,217 @@
+"""Scores of one state or ensemble, or of several in one array, against a truth.
+
+With w the area weights (cosine of latitude), x_m the members, y the truth, < > the weighted mean over cells
+and cases:
+
+    rmse = sqrt <(mean_m x_m - y)^2>                    (as WeatherBench2: squares are averaged, then rooted)
+    spread = sqrt <1/(M-1) sum_m (x_m - mean x)^2>
+    spread_skill = sqrt((M+1)/M) spread / rmse          (1 when truth and members are exchangeable)
+    crps = <1/M sum_m |x_m - y| - 1/(2 M (M-1)) sum_mn |x_m - x_n|>           (fair: unbiased in M)
+
+Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2014 (fair scores). Where the truth is
+missing (NaN) nothing is scored; a member missing elsewhere is refused.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lsda_fast.errors import InputError
+
+__all__ = [
+    "bias",
+    "checked_errors",
+    "checked_std",
+    "crps",
+    "crps_field",
+    "ensemble_variance",
+    "mae",
+    "normalized_rmse",
+    "rank_histogram",
+    "rmse",
+    "safe_ratio",
+    "spread",
+    "spread_skill",
+    "weighted_mean",
+    "weighted_sum",
+]
+
+
+def rmse(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Root of the area-weighted mean square error, over all leading dimensions together.
+
+    Parameters
+    ----------
+    estimate, truth : (..., C, H, W), in the same units; for an ensemble pass its mean.
+    weights : (H,) area weights; only their ratios matter.
+
+    Returns
+    -------
+    (C,) float64, in the units of the fields; NaN for a channel whose truth is missing everywhere.
+
+    Raises
+    ------
+    InputError
+        Shapes that do not match, or an estimate that is not finite where the truth is.
+    """
+    return np.sqrt(weighted_mean(checked_errors(estimate, truth, weights) ** 2, weights))
+
+
+def bias(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Area-weighted mean of estimate minus truth, (C,); arguments and errors as in `rmse`."""
+    return weighted_mean(checked_errors(estimate, truth, weights), weights)
+
+
+def mae(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Area-weighted mean absolute error, (C,); arguments and errors as in `rmse`."""
+    return weighted_mean(np.abs(checked_errors(estimate, truth, weights)), weights)
+
+
+def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Fair continuous ranked probability score, (C,), in the units of the fields.
+
+    Parameters
+    ----------
+    ensemble : (M, ..., C, H, W); one member gives the mean absolute error.
+    truth : (..., C, H, W).
+    weights : (H,) area weights.
+
+    Raises
+    ------
+    InputError
+        As `rmse`; members that are not finite are named by number.
+    """
+    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True)), weights)
+
+
+def spread(ensemble: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Root of the area-weighted mean ensemble variance (denominator M - 1), (C,).
+
+    Parameters
+    ----------
+    ensemble : (M, ..., C, H, W) with M >= 2; a cell that is NaN in every member is left out.
+    weights : (H,) area weights.
+
+    Raises
+    ------
+    InputError
+        One member only, or members of which some are finite where others are not.
+    """
+    ensemble = np.asarray(ensemble, dtype=np.float64)
+    truth = np.where(np.isfinite(ensemble).any(axis=0), 0.0, np.nan)
+    return np.sqrt(weighted_mean(ensemble_variance(checked_errors(ensemble, truth, weights, members=True)), weights))
+
+
+def spread_skill(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """sqrt((M+1)/M) times spread over the RMSE of the ensemble mean, (C,): 1 for a reliable ensemble.
+
+    Arguments and errors as in `crps` and `spread`; NaN where the mean has no error at all.
+    """
+    errors = checked_errors(ensemble, truth, weights, members=True)
+    M = errors.shape[0]
+    variance = weighted_mean(ensemble_variance(errors), weights)
+    return np.sqrt((M + 1) / M * safe_ratio(variance, weighted_mean(errors.mean(0) ** 2, weights)))
+
+
+def normalized_rmse(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: ArrayLike) -> float:
+    """Root of the mean over channels of MSE_c / std_c^2: one number for the whole state, no units.
+
+    Parameters
+    ----------
+    estimate, truth, weights : as in `rmse`.
+    std : (C,) standard deviation of each channel, in its units.
+    """
+    scaled = rmse(estimate, truth, weights) / checked_std(std, np.shape(truth)[-3])
+    return float(np.sqrt(np.mean(scaled**2)))
+
+
+def rank_histogram(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Area-weighted frequency of the rank of the truth among the members: flat for a reliable ensemble.
+
+    Ties share their weight evenly between the ranks they could have, so the result needs no random numbers.
+
+    Parameters
+    ----------
+    ensemble, truth, weights : as in `crps`.
+
+    Returns
+    -------
+    (C, M + 1), each row summing to 1; rank 0 means that the truth lies below every member.
+    """
+    errors = checked_errors(ensemble, truth, weights, members=True)
+    M, C = errors.shape[0], errors.shape[-3]
+    low, ties = (errors < 0).sum(0), (errors == 0).sum(0)
+    cell = np.where(np.isfinite(errors[0]), np.asarray(weights, dtype=np.float64)[:, None], 0.0) / (ties + 1)
+    steps = np.zeros((C, M + 2))
+    channel = np.broadcast_to(np.arange(C)[:, None, None], low.shape)
+    # A cell fills the ranks low .. low + ties: add at the first, take off behind the last, then sum up.
+    np.add.at(steps, (channel, low), cell)
+    np.add.at(steps, (channel, low + ties + 1), -cell)
+    counts = np.cumsum(steps, axis=1)[:, :-1]
+    return safe_ratio(counts, np.broadcast_to(counts.sum(1, keepdims=True), counts.shape))
+
+
+def checked_errors(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, members: bool = False) -> np.ndarray:
+    """Estimate minus truth in float64, NaN where the truth is missing; checks the input."""
+    estimate, truth = np.asarray(estimate, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    weights = np.asarray(weights, dtype=np.float64)
+    shape = estimate.shape[1:] if members else estimate.shape
+    if shape != truth.shape or truth.ndim < 3 or weights.shape != truth.shape[-2:-1] or 0 in estimate.shape:
+        names = "(M, ..., C, H, W), (..., C, H, W), (H,)" if members else "(..., C, H, W) twice, (H,)"
+        raise InputError(f"shapes {estimate.shape}, {truth.shape}, weights {weights.shape} came, accepted are {names}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise InputError("the area weights must be finite, not negative and not all zero")
+    if np.isinf(truth).any():
+        raise InputError("the truth has infinite values, finite ones and NaN for missing are accepted")
+    present = np.isfinite(truth)
+    errors = np.subtract(estimate, truth, out=np.full(estimate.shape, np.nan), where=present)
+    bad = present & ~np.isfinite(errors)
+    if bad.any():
+        who = np.flatnonzero(bad.reshape(len(bad), -1).any(1)).tolist()
+        where = f"members {who} are" if members else "the estimate is"
+        raise InputError(f"{where} not finite at {bad.sum()} places where the truth is, finite values are accepted")
+    return errors
+
+
+def weighted_sum(field: np.ndarray, weights: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted sum of the finite values (..., C, H, W) per channel and the sum of weights, (C,) each."""
+    weights = np.asarray(weights, dtype=np.float64)
+    field = field.reshape(-1, *field.shape[-3:])
+    present = np.isfinite(field)
+    total = np.einsum("nchw,h->c", np.where(present, field, 0.0), weights)
+    return total, np.einsum("nch,h->c", present.sum(-1, dtype=np.float64), weights)
+
+
+def weighted_mean(field: np.ndarray, weights: ArrayLike) -> np.ndarray:
+    """Weighted mean of the finite values (..., C, H, W), (C,); NaN where there are none."""
+    return safe_ratio(*weighted_sum(field, weights))
+
+
+def safe_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is not above zero."""
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=np.asarray(b) > 0)
+
+
+def ensemble_variance(errors: np.ndarray) -> np.ndarray:
+    """Variance over the members (M, ...) with denominator M - 1; InputError for one member."""
+    # All members share the truth: the variance of the errors is that of the ensemble, with smaller numbers.
+    if len(errors) < 2:
+        raise InputError("one member came, the spread needs at least 2")
+    return errors.var(axis=0, ddof=1)
+
+
+def crps_field(errors: np.ndarray) -> np.ndarray:
+    """Fair CRPS at each cell from the errors (M, ...); the sum over pairs needs only a sort."""
+    M = len(errors)
+    score = np.abs(errors).mean(0)
+    if M > 1:
+        order = (2 * np.arange(M) - M + 1) / (M * (M - 1))
+        score -= np.tensordot(order, np.sort(errors, axis=0), axes=1)
+    return score
+
+
+def checked_std(std: ArrayLike, C: int) -> np.ndarray:
+    """The standard deviations (C,) as float64; InputError for another shape or values not above zero."""
+    std = np.asarray(std, dtype=np.float64)
+    if std.shape != (C,) or not (np.isfinite(std).all() and (std > 0).all()):
+        raise InputError(f"std of shape {std.shape} came, {C} finite values above zero are accepted, one per channel")
+    return std

@@ -1,0 +1,162 @@
+"""The training configuration: one YAML file, checked by pydantic, with presets beside this module."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lsda_fast.errors import InputError
+
+__all__ = ["PRESETS", "Optimization", "TrainingConfig", "load_config"]
+
+PRESETS = ("tiny", "small", "nature", "paper")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimization(_Section):
+    """How a network is trained."""
+
+    steps: int = Field(1000, ge=0, description="Optimiser steps; 0 leaves the network as it begins.")
+    batch: int = Field(32, ge=1, description="Samples per step.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW; warm-up, then cosine to zero.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which are the ones kept.")
+    validate_every: int = Field(100, ge=1, description="Steps between validations; the best averaged weights are kept.")
+
+
+class AutoencoderConfig(_Section):
+    """State to latent and back."""
+
+    kind: Literal["linear", "convolutional", "vit", "residual_convolutional", "residual_vit"] = Field(
+        "linear", description="Principal components, a network, or a network on top of principal components."
+    )
+    latent_channels: int = Field(64, ge=1, description="Numbers per latent place.")
+    patch: int | None = Field(
+        None, description="Grid points per latent place each way; none: one place, the whole domain."
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the network.")
+    latent_noise: float = Field(0.0, ge=0, description="Noise on the latent in training, in its standard deviations.")
+    kl: float = Field(0.0, ge=0, description="Weight of the KL term, for networks that give moments.")
+    optimization: Optimization = Optimization()
+
+
+class ForecasterConfig(_Section):
+    """State to state over the lead."""
+
+    modes: int = Field(0, ge=0, description="Principal components of the linear part.")
+    ridge: float = Field(1e-3, ge=0, description="Ridge penalty of the linear part, relative to the mean variance.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Further settings of the U-Net; width 0 for none."
+    )
+    folds: int = Field(1, ge=1, description="Backgrounds of a block of time come from a model that has not seen it.")
+    optimization: Optimization = Optimization()
+
+
+class BackgroundConfig(_Section):
+    """The backgrounds that the prior is trained on: forecasts from perturbed states."""
+
+    perturbation: float = Field(
+        0.0,
+        ge=0,
+        description="Scale of the initial perturbation: this times (state_i - state_j) / sqrt(2), i and j random.",
+    )
+    draws: int = Field(1, ge=1, description="Perturbed forecasts per training time.")
+
+
+class WhiteningConfig(_Section):
+    """S, the covariance of the background's latent error."""
+
+    kind: Literal["full", "zonal", "diagonal"] = Field("full", description="Its structure.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="Rank and reach of the zonal one.")
+    calibrate: bool = Field(
+        False, description="Scale S to the errors of the validation period; for backgrounds fitted in sample."
+    )
+    prior: bool = Field(True, description="The denoiser works on u = S^-1/2 (z - z_b); otherwise on z, as published.")
+
+
+class DenoiserConfig(_Section):
+    """The prior's network."""
+
+    prediction: Literal["wiener", "eps", "x0", "v", "score"] = Field("wiener", description="What its output means.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Width, depth, heads, patch, conditioning, dropout, leading."
+    )
+    condition_noise: float = Field(0.0, ge=0, description="Noise on the background latent in training.")
+    spread_weight: float = Field(
+        0.0, ge=0, description="Loss weight of latent i: variance_i to this power (full whitening)."
+    )
+    optimization: Optimization = Optimization()
+
+
+class ScheduleConfig(_Section):
+    """The noise schedule."""
+
+    kind: Literal["vp_cosine", "vp_linear", "edm"] = "edm"
+    eta: float = 1e-3
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    sigma_min: float = 2e-3
+    sigma_max: float = 20.0
+
+
+class TrainingConfig(_Section):
+    """Everything that ``lsda train`` does."""
+
+    variables: list[str] | None = Field(None, description="Channels or variables; all of them when not given.")
+    train: tuple[str, str] | None = Field(
+        None, description="First and last time of training; the first 80 % when not given."
+    )
+    validate_: tuple[str, str] | None = Field(None, alias="validate", description="Of validation; the next 10 %.")
+    lead_hours: float = Field(24.0, gt=0, description="Lead of the forecast model, and of the backgrounds.")
+    seed: int = Field(0, ge=0)
+    missing: Literal["refuse", "mask"] = Field(
+        "refuse", description="Missing values end the training, or leave their states out."
+    )
+    normalization: Literal["total", "anomaly"] = Field(
+        "total",
+        description="Channels in units of their standard deviation in space and time, or about the local time mean.",
+    )
+    observation_std: float = Field(
+        0.1, gt=0, description="Default observation error, in each channel's standard deviations."
+    )
+    storage: Literal["float32", "float16"] = Field("float32", description="Precision of large weights on disk.")
+    checkpoint_minutes: float = Field(3.0, gt=0, description="Time between checkpoints.")
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    forecaster: ForecasterConfig = ForecasterConfig()
+    background: BackgroundConfig = BackgroundConfig()
+    whitening: WhiteningConfig = WhiteningConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+
+
+def load_config(source: str | Path, **overrides: Any) -> TrainingConfig:
+    """A preset by name or a YAML file, with top-level overrides.
+
+    Raises
+    ------
+    InputError
+        No such preset or file, or a value that is not accepted: one sentence, naming the key.
+    """
+    if str(source) in PRESETS:
+        text = resources.files("lsda_fast.training").joinpath("presets", f"{source}.yaml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text()
+    else:
+        raise InputError(f"configuration {str(source)!r}: no such file; presets are {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(text) or {}
+        if not isinstance(values, dict):
+            raise InputError(f"configuration {source}: a {type(values).__name__} came; accepted are keys with values")
+        return TrainingConfig.model_validate(values | {k: v for k, v in overrides.items() if v is not None})
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration {source}: not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"configuration {source}: {key}: {first['msg']} (got {first['input']!r})") from error

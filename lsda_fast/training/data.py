@@ -1,0 +1,126 @@
+"""Training data: states in time order, split in time, with the pairs that are one lead apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from lsda_fast.datasets import canonical
+from lsda_fast.errors import InputError
+from lsda_fast.grid import Normalization
+from lsda_fast.layout import StateLayout
+from lsda_fast.training.config import TrainingConfig
+
+__all__ = ["States", "calendar", "load_states"]
+
+
+def calendar(times: "np.ndarray | pd.DatetimeIndex") -> np.ndarray:
+    """Season and time of day on two circles, (T, 4)."""
+    index = pd.DatetimeIndex(times)
+    year = 2 * np.pi * (index.day_of_year.to_numpy() - 1) / 365.25
+    day = 2 * np.pi * (index.hour.to_numpy() + index.minute.to_numpy() / 60) / 24
+    return np.stack([np.sin(year), np.cos(year), np.sin(day), np.cos(day)], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class States:
+    """Normalised states in time order.
+
+    Parameters
+    ----------
+    x : Tensor, shape (T, C, H, W)
+    times : pd.DatetimeIndex, length T
+    train, validation : np.ndarray of int
+        Indices into T.
+    before : np.ndarray of int, shape (T,)
+        Index of the state one lead earlier, -1 where there is none.
+    """
+
+    layout: StateLayout
+    normalization: Normalization
+    x: Tensor
+    times: pd.DatetimeIndex
+    train: np.ndarray
+    validation: np.ndarray
+    before: np.ndarray
+
+    @property
+    def calendar(self) -> Tensor:
+        """Season and time of day of every state, (T, 4)."""
+        return torch.from_numpy(calendar(self.times))
+
+    def pairs(self, indices: np.ndarray) -> np.ndarray:
+        """Those of the indices that have a state one lead earlier inside the same set."""
+        return indices[np.isin(self.before[indices], indices)]
+
+
+def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
+    """Read, order, split and normalise (statistics of the training period alone).
+
+    Raises
+    ------
+    InputError
+        No time dimension, an empty period, or no pairs one lead apart.
+    """
+    dataset = canonical(dataset)
+    if "time" not in dataset.dims or "member" in dataset.dims:
+        raise InputError(
+            f"training data have dimensions {tuple(dataset.dims)}; accepted are states with `time`, without `member`"
+        )
+    layout = StateLayout.infer(dataset, config.variables)
+    dataset = dataset.sortby("time")
+    times = pd.DatetimeIndex(dataset["time"].values)
+    if times.has_duplicates:
+        raise InputError(f"training data have time {times[times.duplicated()][0]} twice; accepted are different times")
+    values = layout.to_array(dataset, missing=config.missing)
+    whole = np.isfinite(values).all(axis=(1, 2, 3))
+    if not whole.any():
+        raise InputError("training data hold no state without missing values; accepted is at least one")
+    values, times = values[whole], times[whole]
+    train, validation = _split(times, config)
+    mean = values[train].mean(axis=(0, 2, 3), dtype=np.float64)
+    about = mean[:, None, None] if config.normalization == "total" else values[train].mean(axis=0, dtype=np.float64)
+    std = np.sqrt(np.mean((values[train] - about.astype(np.float32)) ** 2, axis=(0, 2, 3), dtype=np.float64))
+    flat = [name for name, s in zip(layout.names, std) if not s > 0]
+    if flat:
+        raise InputError(f"channels {', '.join(flat)} do not vary in training; leave them out with `variables`")
+    normalization = Normalization(mean.astype(np.float32), std.astype(np.float32))
+    before = times.get_indexer(times - pd.Timedelta(hours=config.lead_hours))
+    states = States(
+        layout, normalization, torch.from_numpy(normalization.normalize(values)), times, train, validation, before
+    )
+    for name, indices, least in (("training", train, 2), ("validation", validation, 1)):
+        if len(states.pairs(indices)) < least:
+            raise InputError(
+                f"no {name} states lie {config.lead_hours:g} h apart; the data's times are {times[0]} .. {times[-1]}"
+            )
+    return states
+
+
+def _split(times: pd.DatetimeIndex, config: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation; without dates the first 80 % and the next 10 %."""
+    index = np.arange(len(times))
+    if config.train is None and config.validate_ is not None:
+        raise InputError("`validate` came without `train`; accepted are both periods, or neither")
+    if config.train is None:
+        train = index[: int(0.8 * len(times))]
+        validation = index[len(train) : int(0.9 * len(times))]
+    else:
+        train = _between(times, config.train)
+        validation = _between(times, config.validate_) if config.validate_ else np.array([], int)
+    for name, found in (("training", train), ("validation", validation)):
+        if len(found) == 0:
+            raise InputError(f"the {name} period holds no states; the data reach from {times[0]} to {times[-1]}")
+    if np.intersect1d(train, validation).size:
+        raise InputError("training and validation periods overlap; accepted are separate ones")
+    return train, validation
+
+
+def _between(times: pd.DatetimeIndex, period: tuple[str, str]) -> np.ndarray:
+    try:
+        return np.arange(len(times))[times.slice_indexer(str(period[0]), str(period[1]))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"period {period}: not dates ({error}); accepted are dates such as 2006-12-31") from error

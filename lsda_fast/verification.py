@@ -1,0 +1,212 @@
+"""Verification over many cases: scores summed up, and whole data sets against a truth.
+
+The scores are those of `lsda_fast.scores`, their confidence intervals those of `lsda_fast.bootstrap`; both can be had
+from here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lsda_fast.bootstrap import Ratio, paired_bootstrap
+from lsda_fast.errors import InputError
+from lsda_fast.scores import (
+    bias,
+    checked_errors,
+    checked_std,
+    crps,
+    crps_field,
+    ensemble_variance,
+    mae,
+    normalized_rmse,
+    rank_histogram,
+    rmse,
+    safe_ratio,
+    spread,
+    spread_skill,
+    weighted_mean,
+    weighted_sum,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lsda_fast.grid import Normalization
+    from lsda_fast.layout import StateLayout
+
+__all__ = [
+    "Ratio",
+    "Scores",
+    "bias",
+    "crps",
+    "mae",
+    "normalized_rmse",
+    "paired_bootstrap",
+    "rank_histogram",
+    "rmse",
+    "spread",
+    "spread_skill",
+    "verify",
+]
+
+
+class Scores:
+    """Weighted sums of errors per channel over many cases; the roots are taken at the end, in `table`.
+
+    Parameters
+    ----------
+    channels : names of the C channels.
+    weights : (H,) area weights.
+    std : (C,) scale of the "normalized" row; None takes the standard deviation of the truths themselves.
+    """
+
+    def __init__(self, channels: Sequence[str], weights: ArrayLike, std: ArrayLike | None = None) -> None:
+        self.channels = tuple(channels)
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.std = None if std is None else checked_std(std, len(self.channels))
+        self.members = 0
+        self.cases = 0
+        self._offset = np.zeros(len(self.channels))
+        # Rows: squared error, error, absolute error, CRPS, variance, truth, truth squared.
+        self._sums = np.zeros((7, len(self.channels)))
+        self._weight = np.zeros(len(self.channels))
+
+    def add(self, ensemble: ArrayLike, truth: ArrayLike) -> Scores:
+        """Add a case (or a batch): ensemble (M, ..., C, H, W) and truth (..., C, H, W); gives itself.
+
+        Raises
+        ------
+        InputError
+            As `crps`; also when the number of members or channels differs from that of the cases before.
+        """
+        errors = checked_errors(ensemble, truth, self.weights, members=True)
+        M, C = errors.shape[0], errors.shape[-3]
+        if len(self.channels) != C:
+            raise InputError(f"the case has {C} channels, the scores have {len(self.channels)}: {self.channels}")
+        if self.cases and self.members != M:
+            raise InputError(f"the case has {M} members, the cases before had {self.members}")
+        values = np.asarray(truth, dtype=np.float64)
+        if not self.cases:
+            # The truth's variance comes from sums of squares: a first guess of its mean keeps their digits.
+            self._offset = np.nan_to_num(weighted_mean(values, self.weights))
+        values = values - self._offset[:, None, None]
+        mean = errors.mean(0)
+        variance = ensemble_variance(errors) if M > 1 else np.zeros_like(mean)
+        fields = (mean**2, mean, np.abs(mean), crps_field(errors), variance, values, values**2)
+        self._sums += np.stack([weighted_sum(field, self.weights)[0] for field in fields])
+        self._weight += weighted_sum(mean, self.weights)[1]
+        self.members = M
+        self.cases += int(np.prod(mean.shape[:-3]))
+        return self
+
+    def table(self) -> pd.DataFrame:
+        """Scores per channel and a last row "normalized".
+
+        Returns
+        -------
+        DataFrame with columns rmse, bias, mae, crps, spread, spread_skill (rmse, bias and mae of the
+        ensemble mean). In the row "normalized" each channel is divided by its std first; then squares (rmse,
+        spread) or values are averaged over channels. Without an ensemble (M = 1) crps is the mean absolute
+        error, and spread is NaN. `attrs` has the numbers of "cases" and "members".
+        """
+        if not self.cases:
+            raise InputError("no case has been added to the scores, at least one is needed")
+        mse, error, absolute, probability, variance, first, second = safe_ratio(
+            self._sums, np.broadcast_to(self._weight, self._sums.shape)
+        )
+        std = np.sqrt(np.maximum(second - first**2, 0.0)) if self.std is None else self.std
+        std = np.where(std > 0, std, np.nan)
+        rows = np.stack([mse, error, absolute, probability, variance])
+        scale = np.stack([std**2, std, std, std, std**2])
+        # On levels a data set may hold channels without a single value: they have no part in the mean.
+        scored = self._weight > 0 if self._weight.any() else np.full(len(self.channels), True)
+        rows = np.concatenate([rows, (rows / scale)[:, scored].mean(1, keepdims=True)], axis=1)
+        if self.members < 2:
+            rows[4] = np.nan
+        ratio = np.sqrt((self.members + 1) / self.members * safe_ratio(rows[4], rows[0]))
+        columns = (np.sqrt(rows[0]), rows[1], rows[2], rows[3], np.sqrt(rows[4]), ratio)
+        frame = pd.DataFrame(
+            dict(zip(("rmse", "bias", "mae", "crps", "spread", "spread_skill"), columns)),
+            index=pd.Index([*self.channels, "normalized"], name="channel"),
+        )
+        frame.attrs = {"cases": self.cases, "members": self.members}
+        return frame
+
+
+def verify(
+    analysis: xr.Dataset,
+    truth: xr.Dataset,
+    *,
+    layout: StateLayout | None = None,
+    normalization: Normalization | None = None,
+) -> pd.DataFrame:
+    """Scores of an analysis, or an ensemble of them, over every time it has.
+
+    Parameters
+    ----------
+    analysis, truth : datasets ([member,] [time,] [level,] latitude, longitude) as from `open_states`.
+        The variables and levels that both have are scored, at the points and times of the analysis and in
+        the units of the truth, which may cover more. They are read time by time, so that both may be larger
+        than the memory.
+    layout : channels and grid to score, where not all that are common.
+    normalization : mean and std of the layout's channels for the "normalized" row, else the truth's own.
+
+    Returns
+    -------
+    The table of `Scores`.
+
+    Raises
+    ------
+    InputError
+        Nothing in common; times or points of the analysis that the truth lacks; a truth with several members.
+    """
+    from lsda_fast.fields import canonical
+    from lsda_fast.layout import StateLayout
+
+    analysis, truth = canonical(analysis), canonical(truth)
+    if layout is None:
+        known, names = StateLayout.infer(analysis), StateLayout.infer(truth).names
+        common = [name for name in names if name in known.names]
+        if not common:
+            raise InputError(f"the analysis has {known.names} and the truth {names}, nothing in common")
+        layout = replace(StateLayout.infer(truth, common), grid=known.grid)
+    if truth.sizes.get("member", 1) > 1:
+        raise InputError(f"the truth has {truth.sizes['member']} members, one is accepted")
+    truth = truth.isel(member=0, drop=True) if "member" in truth.dims else truth
+    std = None if normalization is None else normalization.std
+    scores = Scores(layout.names, layout.grid.area_weights, std)
+    for one, other in _paired_times(analysis, truth):
+        fields = layout.to_array(one, missing="mask")
+        scores.add(fields if fields.ndim == 4 else fields[None], layout.to_array(other, missing="mask"))
+    return scores.table()
+
+
+def _paired_times(analysis: xr.Dataset, truth: xr.Dataset) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:
+    """Analysis and truth at each time of the analysis, without a time dimension."""
+    if "time" not in analysis.coords and "time" not in truth.dims:
+        yield analysis, truth
+        return
+    if "time" not in analysis.coords or "time" not in truth.coords:
+        raise InputError("one dataset has times and the other has none, analysis and truth both need them")
+    times, known = (
+        pd.DatetimeIndex(np.atleast_1d(analysis["time"])),
+        pd.DatetimeIndex(np.atleast_1d(truth["time"])),
+    )
+    if not known.is_unique:
+        raise InputError("the truth has a time twice, each time is accepted once")
+    place = known.get_indexer(times)
+    if (place < 0).any():
+        raise InputError(
+            f"the truth lacks {(place < 0).sum()} of {len(times)} analysis times, first {times[place < 0][0]}"
+        )
+    for i, j in enumerate(place):
+        yield (
+            analysis.isel(time=i, drop=True) if "time" in analysis.dims else analysis.drop_vars("time"),
+            truth.isel(time=j, drop=True) if "time" in truth.dims else truth.drop_vars("time"),
+        )

@@ -1,0 +1,61 @@
+"""Helper modules as fixtures (tests are imported without a path of their own), optional peers, slow tests."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """``linear_gaussian.py``: problems with a closed-form posterior."""
+    return _load("linear_gaussian")
+
+
+@pytest.fixture(scope="session")
+def tolerances() -> ModuleType:
+    """``tolerances.py``: what sampling error allows."""
+    return _load("tolerances")
+
+
+@pytest.fixture(scope="session")
+def azula() -> SimpleNamespace:
+    """The peer's modules; what needs them is skipped, and says so, where it cannot be imported."""
+    names = (
+        "denoise",
+        "noise",
+        "sample",
+        "linalg.covariance",
+        "guidance.dps",
+        "guidance.mmps",
+        "guidance.repaint",
+    )
+    modules = {name.split(".")[-1]: pytest.importorskip(f"azula.{name}") for name in names}
+    return SimpleNamespace(**modules)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--slow`` runs what takes minutes."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked slow are skipped, visibly, unless asked for by ``--slow`` or ``-m slow``."""
+    if config.getoption("--slow") or "slow" in config.getoption("-m"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))

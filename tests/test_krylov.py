@@ -1,0 +1,103 @@
+"""Conjugate gradients and the Lanczos square root, member by member, against dense algebra."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lsda_fast.guidance.krylov import cg, lanczos_sqrt
+
+
+def matrices(conditions: list[float], n: int = 24, dtype: torch.dtype = torch.float64) -> Tensor:
+    """One symmetric positive matrix (n, n) per condition number, eigenvalues geometric up to 1."""
+    generator = torch.Generator().manual_seed(0)
+    V = torch.linalg.qr(torch.randn(len(conditions), n, n, dtype=torch.float64, generator=generator))[0]
+    values = torch.stack([torch.logspace(0, -torch.tensor(c).log10().item(), n).double() for c in conditions])
+    return ((V * values[:, None]) @ V.mT).to(dtype)
+
+
+def right(M: int, n: int = 24, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(M, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def product(A: Tensor):
+    return lambda v: torch.einsum("mij,mj->mi", A, v.flatten(1)).reshape(v.shape)
+
+
+@pytest.mark.parametrize(("dtype", "iterations", "error"), [(torch.float64, 60, 1e-4), (torch.float32, 60, 1e-2)])
+def test_cg_solves_each_member(dtype, iterations, error):
+    A, b = matrices([1.0, 10.0, 300.0], dtype=dtype), right(3, dtype=dtype)
+    x = cg(product(A), b, iterations=iterations, tolerance=1e-6)
+    residual = (product(A)(x) - b).norm(dim=1) / b.norm(dim=1)
+    assert (residual < (2e-6 if dtype == torch.float64 else 1e-3)).all()
+    exact = torch.linalg.solve(A.double(), b.double())
+    assert ((x - exact).norm(dim=1) / exact.norm(dim=1) < error).all()
+
+
+def test_cg_minimises_over_the_krylov_space():
+    """After k iterations x is the best in span(b, Ab, ..., A^(k-1) b) in the norm of A."""
+    A, b, k = matrices([50.0]), right(1), 5
+    x = cg(product(A), b, iterations=k, tolerance=0.0)[0]
+    K = [b[0]]
+    for _ in range(k - 1):
+        K.append(A[0] @ K[-1])
+    Q = torch.linalg.qr(torch.stack(K, dim=1))[0]
+    best = Q @ torch.linalg.solve(Q.T @ A[0] @ Q, Q.T @ b[0])
+    torch.testing.assert_close(x, best, rtol=1e-8, atol=1e-8)
+
+
+def test_cg_is_exact_after_as_many_iterations_as_distinct_eigenvalues():
+    V = torch.linalg.qr(right(24))[0]
+    A = (V * torch.tensor([1.0, 2.0, 5.0] * 8).double() @ V.T)[None]
+    b = right(1)
+    torch.testing.assert_close(product(A)(cg(product(A), b, iterations=3, tolerance=0.0)), b, rtol=1e-9, atol=1e-9)
+
+
+def test_a_member_stands_still_once_it_has_converged():
+    A, b = matrices([1.0, 1e4]), right(2)
+    few, many = (cg(product(A), b, iterations=k) for k in (3, 60))
+    assert torch.equal(few[0], many[0])
+    assert not torch.equal(few[1], many[1])
+
+
+def test_zero_and_zero_curvature_give_zero_not_nan():
+    A, b = matrices([3.0, 3.0]), right(2)
+    A[1] = 0.0
+    b[0] = 0.0
+    assert torch.equal(cg(product(A), b, iterations=5), torch.zeros_like(b))
+    assert torch.equal(lanczos_sqrt(product(A), b, iterations=5), torch.zeros_like(b))
+
+
+def test_a_hard_neighbour_changes_no_bit():
+    easy, hard = matrices([5.0, 7.0, 9.0]), matrices([5.0, 7.0, 9.0])
+    hard[1] = matrices([1.0, 1e8, 1.0])[1]
+    b = right(3)
+    for solve in (cg, lanczos_sqrt):
+        alone, company = (solve(product(A), b, iterations=20) for A in (easy, hard))
+        assert torch.equal(alone[[0, 2]], company[[0, 2]])
+
+
+def test_shapes_of_latents_pass_through():
+    A, b = matrices([10.0, 20.0]), right(2)
+    for solve in (cg, lanczos_sqrt):
+        flat, shaped = (solve(product(A), v, iterations=12) for v in (b, b.reshape(2, 2, 3, 4)))
+        torch.testing.assert_close(shaped.flatten(1), flat, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "iterations", "error"),
+    [(torch.float64, 24, 1e-10), (torch.float64, 12, 2e-3), (torch.float32, 24, 1e-4)],
+)
+def test_lanczos_square_root(dtype, iterations, error):
+    A, b = matrices([1.0, 10.0, 100.0], dtype=dtype), right(3, dtype=dtype)
+    values, vectors = torch.linalg.eigh(A.double())
+    exact = torch.einsum("mij,mj,mkj,mk->mi", vectors, values.sqrt(), vectors, b.double())
+    root = lanczos_sqrt(product(A), b, iterations=iterations)
+    assert ((root - exact).norm(dim=1) / exact.norm(dim=1) < error).all()
+
+
+def test_negative_eigenvalues_count_as_zero():
+    V = torch.linalg.qr(right(24))[0]
+    values = torch.cat([torch.linspace(1, 2, 20), -torch.linspace(1, 2, 4)]).double()
+    A, b = (V * values @ V.T)[None], right(1)
+    exact = V @ (values.clamp_min(0).sqrt() * (V.T @ b[0]))
+    torch.testing.assert_close(lanczos_sqrt(product(A), b, iterations=24)[0], exact, rtol=1e-7, atol=1e-7)
