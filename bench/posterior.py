@@ -2,7 +2,7 @@
 
 50 latents with eigenvalues 1 to 0.01, a linear decoder, an exact denoiser and 10 observations with R = 0.01.
 The moments are those of infinitely many samples (``tests/linear_gaussian.py``); ``--members 4096`` draws that
-many as well, and prints theirs.
+many as well, and prints theirs. DPS with its limited step is no affine map: its samples are drawn always.
 
     python bench/posterior.py --output bench/results/posterior.jsonl
 """
@@ -42,9 +42,12 @@ METHODS: dict[str, tuple[Guidance, dict[str, Any]]] = {
     "MMPS, ancestral": (MMPS(iterations=P + 1), {"solver": "ancestral"}),
     "MMPS, DDIM": (MMPS(iterations=P + 1), {"solver": "ddim"}),
     "MMPS, Heun": (MMPS(iterations=P + 1), {"solver": "heun"}),
-    "DPS, gamma = 0.1": (DPS(gamma=0.1), {}),
-    "DPS, gamma = 0.3": (DPS(gamma=0.3), {}),
-    "DPS, gamma = 1": (DPS(gamma=1.0), {}),
+    "DPS as published, gamma = 0.1": (DPS(gamma=0.1, limit=False), {}),
+    "DPS as published, gamma = 0.3": (DPS(gamma=0.3, limit=False), {}),
+    "DPS as published, gamma = 1": (DPS(gamma=1.0, limit=False), {}),
+    "DPS, gamma = 0.1 (drawn)": (DPS(gamma=0.1), {}),
+    "DPS, gamma = 0.3 (drawn)": (DPS(gamma=0.3), {}),
+    "DPS, gamma = 1 (drawn)": (DPS(gamma=1.0), {}),
     "Repaint": (Repaint(), {}),
     "ObsFree": (ObsFree(), {}),
 }
@@ -54,15 +57,13 @@ def measure(problem: LinearGaussian, name: str, levels: int, members: int) -> di
     """One row: error of the mean in units of the posterior's spread, and total variance over the true one."""
     guidance, settings = METHODS[name]
     start = time.perf_counter()
-    mean, covariance = moments(guidance, problem, steps=levels, **settings)
-    row = {
-        "bench": "posterior",
-        "method": name,
-        "levels": levels,
-        "error_of_mean": problem.error(mean),
-        "variance_ratio": problem.ratio(covariance),
-    }
-    if members:
+    row: dict[str, Any] = {"bench": "posterior", "method": name, "levels": levels}
+    affine = not getattr(guidance, "limit", False)
+    if affine:
+        mean, covariance = moments(guidance, problem, steps=levels, **settings)
+        row |= {"error_of_mean": problem.error(mean), "variance_ratio": problem.ratio(covariance)}
+    if members or not affine:
+        members = members or 4096
         sampler = Sampler(guidance, steps=levels, block=members, **settings)
         z = sampler(problem.prior, problem.likelihood, members=members, recenter=False).z
         row |= {
@@ -91,7 +92,7 @@ def main() -> None:
             measure(problem, name, levels, arguments.members) | {"prior": arguments.prior}
             for levels in arguments.levels
         ]
-        prefix = "sampled_" if arguments.members else ""
+        prefix = "sampled_" if "members" in rows[0] else ""
         cells = (f"{row[prefix + 'error_of_mean']:.2f}, {row[prefix + 'variance_ratio']:.2f}" for row in rows)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
         if arguments.output:

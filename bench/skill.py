@@ -23,11 +23,11 @@ from lsda_fast.package import Package
 from lsda_fast.twin import column_observations, perturbed
 from lsda_fast.verification import Scores, paired_bootstrap
 
-LO = LatentOptimization(GaussNewton(outer=2, cg=6, halvings=0))
+LO = LatentOptimization(GaussNewton(outer=1, cg=6, halvings=0, precondition=5))
 METHODS: dict[str, tuple[Guidance, int, bool]] = {
     "ObsFree": (ObsFree(), 8, True),
     "Repaint": (Repaint(), 16, True),
-    "DPS": (DPS(gamma=10.0), 24, True),
+    "DPS": (DPS(), 24, True),
     "MMPS": (MMPS(), 6, True),
     "LO-SDA": (LO, 2, True),
     "LO-SDA, linear-Gaussian prior": (LO, 2, False),

@@ -29,8 +29,8 @@ FRACTIONS = (0.01, 0.05)
 METHODS: Mapping[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 8),
     "Repaint": (Repaint(), 16),
-    "DPS": (DPS(gamma=10.0), 24),
-    "LO-SDA": (LatentOptimization(GaussNewton(outer=2, cg=6, halvings=0)), 2),
+    "DPS": (DPS(), 24),
+    "LO-SDA": (LatentOptimization(GaussNewton(outer=1, cg=6, halvings=0, precondition=5)), 2),
 }
 SHOWN = ("z500", "t850", "u300", "q850", "sp")
 Progress = Callable[[str, int, int, dict[str, Any]], None]

@@ -8,9 +8,11 @@ refuses paths outside the folder, and rebuilds known architectures by name; it r
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lsda_fast.diffusion.noise import normal
 from lsda_fast.diffusion.prediction import check_prediction, to_clean
 from lsda_fast.diffusion.schedule import Level, Schedule
 from lsda_fast.errors import InputError
@@ -37,6 +40,7 @@ from lsda_fast.models import (
     ZonalWhitening,
     build,
 )
+from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.prior import EigenCovariance, Prior
 
 __all__ = ["FORMAT", "Architecture", "Package"]
@@ -248,6 +252,7 @@ class Package:
             "schedule": self.schedule,
             "latent_shape": self.latent_shape,
             "denoise": denoise,
+            "tangent": self._tangent(z_b),
             "dtype": self.dtype,
             "device": self.device,
         }
@@ -270,6 +275,28 @@ class Package:
             origin=z_b[0],
             **common,
         )
+
+    def _tangent(self, z_b: Tensor) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
+        """The decoder's stand-in around a background latent, fitted when first asked for."""
+        (_, H, W), whitening = self.layout.shape, self.modules.get("whitening")
+        if len(self.latent_shape) != 3 or H % self.latent_shape[1] or W % self.latent_shape[2]:
+            return None
+        k, h, w = self.latent_shape
+        count = max(16, math.ceil(4 * 9 * k / (h * w)))
+        if count > 256:
+            return None  # too few places to fit a convolution to
+        color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
+        made: list[Callable[[Tensor], Tensor]] = []
+
+        def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
+            if not made:
+                u = normal(self.latent_shape, seed=0, members=range(count), dtype=self.dtype, device=self.device)
+                periodic = self.layout.grid.periodic
+                fitted = PatchTangent(self.autoencoder.decode, z_b, color(u), evaluations, periodic=periodic)
+                made.append((lambda v: fitted(color(v))) if self.whitened else fitted)
+            return made[0]
+
+        return make
 
     def _predict(self, z_t: Tensor, level: Level, z_b: Tensor, calendar: Tensor | None) -> Tensor:
         denoiser = self.modules["denoiser"]

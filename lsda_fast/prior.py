@@ -52,6 +52,9 @@ class Prior:
         The normalised state.
     encode : callable x (M, C, H, W) -> z (M, *latent), optional
         Needed by Repaint alone.
+    tangent : callable Counter -> (callable z (M, *latent) -> x (M, C, H, W)), optional
+        Makes, once, a cheap linear map close to the decoder's derivative, for preconditioning; what that evaluates is
+        added to the counter.
     variance : Tensor, shape latent_shape, optional
         Variance of the clean latent given the background, for ``prior_covariance="diagonal"``; 1 when not given.
     covariance : EigenCovariance, optional
@@ -67,6 +70,7 @@ class Prior:
     denoise: Callable[[Tensor, Level], Tensor]
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor] | None = None
+    tangent: Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None = None
     variance: Tensor | None = None
     covariance: EigenCovariance | None = None
     origin: Tensor | None = None

@@ -56,7 +56,7 @@ def test_the_states_are_truths_one_lead_apart_from_a_period_not_trained_on(packa
 def test_the_demonstration_writes_tables_and_a_page_and_beats_the_background(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Less work than shown, to save time. Where DPS diverges it does so from step to step: six are enough to see it.
+    # Less work than shown, to save time.
     few = {name: (guidance, min(steps, 6)) for name, (guidance, steps) in demo.METHODS.items()}
     quick = LatentOptimization(GaussNewton(outer=1, cg=4, halvings=0))
     monkeypatch.setattr(demo, "METHODS", few | {"LO-SDA": (quick, few["LO-SDA"][1])})
@@ -73,7 +73,7 @@ def test_the_demonstration_writes_tables_and_a_page_and_beats_the_background(
         assert np.isfinite(table.loc[list(demo.METHODS)].to_numpy(float)).all()
         error = table["normalised RMSE"]
         assert error["LO-SDA"] < error["background"]
-        assert error["DPS"] < 4.0 * error["background"]
+        assert error["DPS"] < error["background"]
     sparse, dense = (table.loc["LO-SDA", "normalised RMSE"] for table in result.tables.values())
     assert dense < sparse
     page = result.page.read_text()

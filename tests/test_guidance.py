@@ -170,8 +170,21 @@ def test_dps_is_the_gradient_of_the_likelihood(problem, gamma):
     gradient = torch.autograd.grad(log_likelihood, z_t)[0]
     expected = z0.detach() + 0.7 * here.level.sigma**2 / here.level.alpha * gradient
     torch.testing.assert_close(
-        DPS(scale=0.7, gamma=gamma).guide(z_t.detach(), here).z0, expected, rtol=1e-10, atol=1e-10
+        DPS(scale=0.7, gamma=gamma, limit=False).guide(z_t.detach(), here).z0, expected, rtol=1e-10, atol=1e-10
     )
+
+
+@pytest.mark.parametrize("t", [0.01, 0.05, 0.2])
+def test_limited_dps_stops_at_the_minimum_along_its_step(problem, t):
+    """Never beyond the minimum of the observations' cost on the line; a step that ends before it stays whole."""
+    here, likelihood, z_t = context(problem, t), problem.likelihood, noisy(problem, t)
+    z0 = problem.prior.denoise(z_t, here.level)
+    variance = likelihood.variance + 0.1 * here.level.rho**2 * likelihood.scale**2
+    whole, limited = (DPS(gamma=0.1, limit=limit).guide(z_t, here).z0 - z0 for limit in (False, True))
+    change, residual = whole @ problem.G.T, z0 @ problem.G.T - likelihood.y
+    best = -(residual * change / variance).sum(1) / (change**2 / variance).sum(1)
+    assert (best > 1).all() if t == 0.01 else (best < 1).all()
+    torch.testing.assert_close(limited, best.clamp_max(1)[:, None] * whole, rtol=1e-9, atol=1e-12)
 
 
 def test_repaint_puts_the_observed_values_in_place(problem):

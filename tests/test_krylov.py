@@ -101,3 +101,22 @@ def test_negative_eigenvalues_count_as_zero():
     A, b = (V * values @ V.T)[None], right(1)
     exact = V @ (values.clamp_min(0).sqrt() * (V.T @ b[0]))
     torch.testing.assert_close(lanczos_sqrt(product(A), b, iterations=24)[0], exact, rtol=1e-7, atol=1e-7)
+
+
+def test_cg_with_the_inverse_as_preconditioner_needs_one_iteration():
+    A, b = matrices([300.0, 1e4]), right(2)
+    x = cg(product(A), b, iterations=1, precondition=product(torch.linalg.inv(A)))
+    torch.testing.assert_close(product(A)(x), b, rtol=1e-8, atol=1e-8)
+
+
+def test_an_iterative_preconditioner_leaves_the_solution_and_saves_iterations():
+    """A few iterations of cg on a matrix near A, which is no linear map: flexible cg still finds A^-1 b."""
+    A, b = matrices([1e4, 1e4]), right(2)
+    near = A + 1e-4 * torch.diag_embed(right(2).abs())
+    inner = lambda r: cg(product(near), r, iterations=12)  # noqa: E731
+    exact = torch.linalg.solve(A, b)
+    wrong = {
+        name: (cg(product(A), b, iterations=8, tolerance=0.0, precondition=p) - exact).norm() / exact.norm()
+        for name, p in (("plain", None), ("preconditioned", inner))
+    }
+    assert wrong["preconditioned"] < 0.02 * wrong["plain"]

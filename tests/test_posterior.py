@@ -88,7 +88,7 @@ def test_mmps_converges_to_the_posterior(toy, solver, order):
 
 @pytest.mark.parametrize(
     "guidance",
-    [MMPS(iterations=11), DPS(gamma=0.3), Repaint(), ObsFree()],
+    [MMPS(iterations=11), DPS(gamma=0.3, limit=False), Repaint(), ObsFree()],
     ids=["mmps", "dps", "repaint", "free"],
 )
 def test_samples_have_the_moments_that_are_documented(toy, problems, tolerances, guidance):
@@ -121,7 +121,12 @@ def test_mismatched_covariances_are_biased(toy, problems, name, variance):
 
 @pytest.mark.parametrize(
     ("guidance", "error"),
-    [(DPS(gamma=0.1), 0.236), (DPS(gamma=0.3), 0.186), (DPS(gamma=1.0), 0.112), (Repaint(), 0.909)],
+    [
+        (DPS(gamma=0.1, limit=False), 0.236),
+        (DPS(gamma=0.3, limit=False), 0.186),
+        (DPS(gamma=1.0, limit=False), 0.112),
+        (Repaint(), 0.909),
+    ],
     ids=["dps_0.1", "dps_0.3", "dps_1", "repaint"],
 )
 def test_dps_and_repaint_keep_their_bias(toy, problems, guidance, error):

@@ -98,9 +98,9 @@ GN = GaussNewton(outer=2, cg=3, halvings=0)
 COUNTS = [
     (ObsFree(), {}, {"denoiser": L}),
     (Repaint(), {}, {"denoiser": L, "decoder": L, "encoder": L}),
-    (DPS(), {}, {"denoiser": L, "denoiser_vjp": L, "decoder": L, "decoder_vjp": L}),
+    (DPS(), {}, dict.fromkeys(("denoiser", "denoiser_vjp", "decoder", "decoder_vjp", "decoder_jvp"), L)),
     (
-        DPS(),
+        DPS(limit=False),
         {"solver": "heun"},
         dict.fromkeys(("denoiser", "denoiser_vjp", "decoder", "decoder_vjp"), 2 * L - 1),
     ),
@@ -152,7 +152,7 @@ def test_what_is_counted_is_what_is_called(small):
         denoise=counting("denoiser", small.prior.denoise),
         decode=counting("decoder", small.prior.decode),
     )
-    evaluations = run(DPS(), replace(small, prior=prior), 4, block=2, steps=3).evaluations
+    evaluations = run(DPS(limit=False), replace(small, prior=prior), 4, block=2, steps=3).evaluations
     assert calls == {"denoiser": evaluations["denoiser"], "decoder": evaluations["decoder"]}
 
 

@@ -88,6 +88,16 @@ class Context:
         function = residual or self.likelihood.residual(self.prior)
         return Linearization(function, z, self.prior.evaluations, "decoder")
 
+    def linearize_surrogate(self, z: Tensor, latent: Callable[[Tensor], Tensor]) -> Linearization | None:
+        """R^-1/2 H T latent(z), T the prior's cheap tangent of the decoder, with its derivatives; None without one."""
+        prior, likelihood = self.prior, self.likelihood
+        if prior.tangent is None:
+            return None
+        tangent = prior.tangent(prior.evaluations)
+        weight = likelihood.variance.rsqrt()
+        function = lambda w: likelihood.operator(tangent(latent(w))) * weight  # noqa: E731
+        return Linearization(function, z, self.prior.evaluations, "surrogate")
+
 
 class Estimate(NamedTuple):
     """A guided clean estimate.

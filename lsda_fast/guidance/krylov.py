@@ -1,7 +1,8 @@
 """Krylov methods on a batch of members: every member has its own scalars, and no member waits for another.
 
 - ``cg``: conjugate gradients for symmetric positive A, a fixed number of iterations;
-  members that have converged stand still.
+  members that have converged stand still. Flexible when preconditioned (Notay 2000, doi:10.1137/S1064827599362314):
+  the preconditioner may be an iteration itself.
 - ``lanczos_sqrt``: A^1/2 b ~ |b| V T^1/2 e_1 from k Lanczos steps with full reorthogonalisation; negative Ritz values
   (of an indefinite learned derivative) count as zero.
 """
@@ -18,7 +19,9 @@ __all__ = ["cg", "lanczos_sqrt"]
 Operator = Callable[[Tensor], Tensor]
 
 
-def cg(A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6) -> Tensor:
+def cg(
+    A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6, precondition: Operator | None = None
+) -> Tensor:
     """Solve A x = b per member, from x = 0.
 
     Parameters
@@ -28,26 +31,35 @@ def cg(A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6) -> T
     iterations : int
     tolerance : float
         A member stands still once |r| <= tolerance |b|.
+    precondition : callable (M, ...) -> (M, ...), optional
+        About A^-1, positive; it need not be linear.
 
     Returns
     -------
     Tensor, shape (M, ...)
     """
     x = torch.zeros_like(b)
-    r = p = b
-    rr = squared_norm(r)
-    limit = tolerance**2 * rr
+    r = b
+    p = z = precondition(r) if precondition else r
+    rz = _dot(r, z)
+    limit = tolerance**2 * squared_norm(b)
     for _ in range(iterations):
         Ap = A(p)
-        pAp = torch.linalg.vecdot(p.flatten(1), Ap.flatten(1))
-        going = (rr > limit) & (pAp > 0)
-        step = torch.where(going, rr / pAp, 0.0)
+        pAp = _dot(p, Ap)
+        going = (squared_norm(r) > limit) & (pAp > 0)
+        step = torch.where(going, rz / pAp, 0.0)
         x = x + per_member(step, x) * p
-        r = r - per_member(step, r) * Ap
-        rr_new = squared_norm(r)
-        p = torch.where(per_member(going, p), r + per_member(rr_new / rr.clamp_min(1e-38), p) * p, p)
-        rr = torch.where(going, rr_new, rr)
+        previous, r = r, r - per_member(step, r) * Ap
+        z = precondition(r) if precondition else r
+        rz_new = _dot(r, z)
+        turn = (_dot(r - previous, z) if precondition else rz_new) / rz.clamp_min(1e-38)
+        p = torch.where(per_member(going, p), z + per_member(turn, p) * p, p)
+        rz = torch.where(going, rz_new, rz)
     return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def lanczos_sqrt(A: Operator, b: Tensor, *, iterations: int) -> Tensor:

@@ -74,9 +74,11 @@ class LatentOptimization(Guidance):
 
         if covariance.half is None:
             return self._dual_optimum(m, perturbed, context, covariance)
-        half = covariance.half
+        half, start = covariance.half, torch.zeros_like(m)
         v = self.inner.minimize(
-            lambda v: context.linearize_residual(v, lambda w: perturbed(m + half(w))), torch.zeros_like(m)
+            lambda v: context.linearize_residual(v, lambda w: perturbed(m + half(w))),
+            start,
+            context.linearize_surrogate(start, half) if getattr(self.inner, "precondition", 0) else None,
         )
         return m + half(v)
 

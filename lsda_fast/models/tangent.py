@@ -1,0 +1,68 @@
+"""A cheap linear stand-in for a decoder's derivative, for preconditioning: one convolution, fitted to the derivative.
+
+    D'(z_b) dz ~ W * dz,   W = argmin sum_i |D'(z_b) dz_i - W * dz_i|^2 + ridge
+
+over random increments dz_i of the latent, W a 3 x 3 convolution from latent places to patches of the state. The
+derivative is nearly the same everywhere (decoders are close to linear at the size of background errors), so few
+increments fit it, and one convolution serves every member, iteration and noise level of an analysis.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsda_fast.models.layers import geo_pad
+from lsda_fast.prior import Linearization
+
+__all__ = ["PatchTangent"]
+
+
+class PatchTangent:
+    """The fitted convolution, dz (M, k, h, w) -> dx (M, C, H, W).
+
+    Parameters
+    ----------
+    decode : callable (M, k, h, w) -> (M, C, H, W)
+        H and W are multiples of h and w.
+    z : Tensor, shape (1, k, h, w)
+        Where the derivative is taken.
+    increments : Tensor, shape (N, k, h, w)
+        As the errors of the latent are distributed.
+    evaluations : Counter
+        Gains the N derivatives of the decoder.
+    periodic : bool
+        Whether the grid wraps in longitude.
+    ridge : float
+        Relative to the mean squared latent increment.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        z: Tensor,
+        increments: Tensor,
+        evaluations: Counter[str],
+        *,
+        periodic: bool,
+        ridge: float = 1e-3,
+    ) -> None:
+        self.periodic = periodic
+        dx = Linearization(decode, z.repeat(len(increments), 1, 1, 1), evaluations, "decoder").jvp(increments)
+        self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
+        rows = self._neighbourhoods(increments).flatten(0, 1).double()
+        targets = F.unfold(dx, self.patch, stride=self.patch).mT.flatten(0, 1).double()
+        normal = rows.T @ rows
+        normal.diagonal().add_(ridge * normal.diagonal().mean())
+        self.weight = torch.linalg.solve(normal, rows.T @ targets).to(dx)
+
+    def _neighbourhoods(self, dz: Tensor) -> Tensor:
+        """The 3 x 3 places around every place, (M, h w, 9 k)."""
+        return F.unfold(geo_pad(dz, 1, self.periodic), 3).mT
+
+    def __call__(self, dz: Tensor) -> Tensor:
+        """W * dz."""
+        size = dz.shape[2] * self.patch[0], dz.shape[3] * self.patch[1]
+        return F.fold((self._neighbourhoods(dz) @ self.weight).mT, size, self.patch, stride=self.patch)
