@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsda_fast.assimilator import Analysis, Assimilator
+    from lsda_fast.analysis import Analysis
+    from lsda_fast.assimilator import Assimilator
     from lsda_fast.datasets import open_states
     from lsda_fast.diffusion import DDIM, Ancestral, DPMpp2M, Heun, Langevin, Renoise, Schedule
     from lsda_fast.errors import InputError, NonFiniteError
@@ -67,7 +68,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "assimilator": ("Analysis", "Assimilator"),
+    "analysis": ("Analysis",),
+    "assimilator": ("Assimilator",),
     "datasets": ("open_states",),
     "diffusion": ("DDIM", "Ancestral", "DPMpp2M", "Heun", "Langevin", "Renoise", "Schedule"),
     "errors": ("InputError", "NonFiniteError"),

@@ -10,7 +10,7 @@ from lsda_fast.layout import StateLayout
 from lsda_fast.report import departures_plot, map_panel, write_report
 
 if TYPE_CHECKING:
-    from lsda_fast.assimilator import Analysis
+    from lsda_fast.analysis import Analysis
 
 __all__ = ["write_analysis_report"]
 

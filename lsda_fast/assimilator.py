@@ -6,19 +6,16 @@ reason why not.
 """
 
 import time as clock
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
-from lsda_fast.datasets import canonical, write_dataset
+from lsda_fast.analysis import Analysis, departure_table
+from lsda_fast.datasets import canonical
 from lsda_fast.diffusion.solvers import Langevin, Solver
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.forecast import select_time
@@ -30,62 +27,11 @@ from lsda_fast.package import Package
 from lsda_fast.sampler import Sampler, Step
 from lsda_fast.training.data import calendar
 
-__all__ = ["Analysis", "Assimilator", "NoObservationsError"]
+__all__ = ["Assimilator", "NoObservationsError"]
 
 
 class NoObservationsError(InputError):
     """Not one observation can be used. Exit code 3."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """The result of one analysis.
-
-    Parameters
-    ----------
-    analysis : xr.Dataset
-        (member, [level,] latitude, longitude), CF attributes.
-    background : xr.Dataset
-        The background on the package's grid.
-    departures : pd.DataFrame
-        One row per observation that came, with columns observation, time, latitude, longitude, variable, level,
-        value, std, O-B, O-A, used, reason.
-    evaluations : Counter
-        Network evaluations and derivatives.
-    seconds : float
-    """
-
-    analysis: xr.Dataset
-    background: xr.Dataset
-    departures: pd.DataFrame
-    evaluations: Counter[str]
-    seconds: float
-
-    @property
-    def mean(self) -> xr.Dataset:
-        """Ensemble mean."""
-        return self.analysis.mean("member", keep_attrs=True)
-
-    def save(self, path: str | Path) -> tuple[Path, Path]:
-        """Write the analysis (netCDF or Zarr) and the departures (CSV beside it), each whole or not at all."""
-        path = Path(path)
-        table = path.with_name(f"{path.stem}.departures.csv")
-        partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.departures.csv")
-        try:
-            # The small file first: when it cannot be written, the analysis does not stand alone.
-            if path.parent.is_dir():
-                self.departures.to_csv(partial, index=False)
-            write_dataset(self.analysis, path)
-            partial.replace(table)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path, table
-
-    def report(self, folder: str | Path) -> Path:
-        """Maps, departures and statistics as one HTML page; returns its path. Needs matplotlib."""
-        from lsda_fast.analysis_report import write_analysis_report
-
-        return write_analysis_report(self, Path(folder))
 
 
 class Assimilator:
@@ -187,7 +133,7 @@ class Assimilator:
             bad = [member for member, x in zip(samples.members, x_a) if not torch.isfinite(x).all()]
             if bad:
                 raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
-            departures = _departures(observations, reasons, operator, x_b, x_a)
+            departures = departure_table(observations, reasons, operator, x_b, x_a)
         attrs = {
             "source": "lsda_fast analysis",
             "seed": seed,
@@ -196,15 +142,15 @@ class Assimilator:
             "members_in_a_block": self.sampler.block,
         }
         coords = {"member": np.array(samples.members)}
-        style = package.layout.style_of(background)
-        analysis = package.layout.to_dataset(
-            package.denormalize(x_a), dims=("member",), coords=coords, style=style, attrs=attrs
-        )
-        state_b = package.layout.to_dataset(package.denormalize(x_b), style=style)
-        if "time" in background.coords:
-            analysis = analysis.assign_coords(time=background["time"])
-            state_b = state_b.assign_coords(time=background["time"])
+        analysis = self._dataset(x_a, background, dims=("member",), coords=coords, attrs=attrs)
+        state_b = self._dataset(x_b, background)
         return Analysis(analysis, state_b, departures, samples.evaluations, clock.perf_counter() - begin)
+
+    def _dataset(self, x: torch.Tensor, background: xr.Dataset, **options: Any) -> xr.Dataset:
+        """Normalised states as a data set, in the style and at the time of the background."""
+        layout = self.package.layout
+        dataset = layout.to_dataset(self.package.denormalize(x), style=layout.style_of(background), **options)
+        return dataset.assign_coords(time=background["time"]) if "time" in background.coords else dataset
 
     def likelihood(self, observations: Observations) -> tuple[StencilOperator, Likelihood, np.ndarray]:
         """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""
@@ -243,33 +189,3 @@ class Assimilator:
         }
         frame = observations.frame
         return Observations(frame.assign(std=default_std(frame, std)), observations.rejected)
-
-
-def _departures(
-    observations: Observations, reasons: np.ndarray, operator: StencilOperator, x_b: torch.Tensor, x_a: torch.Tensor
-) -> pd.DataFrame:
-    """O-B and O-A (of the ensemble mean) of everything that came, in the order in which it came."""
-    table = observations.frame.assign(used=reasons == "", reason=reasons)
-    for name, state in (("O-B", x_b[None]), ("O-A", x_a.mean(0, keepdim=True))):
-        departure = np.full(len(table), np.nan)
-        departure[reasons == ""] = operator.values - operator(state)[0].double().cpu().numpy()
-        table[name] = departure
-    # A table of departures that comes as observations brings columns of these names.
-    rejected = observations.rejected.assign(used=False, **{"O-B": np.nan, "O-A": np.nan})
-    table = pd.concat([table, rejected], ignore_index=True) if len(rejected) else table
-    first = [
-        "observation",
-        "time",
-        "latitude",
-        "longitude",
-        "variable",
-        "level",
-        "value",
-        "std",
-        "O-B",
-        "O-A",
-        "used",
-        "reason",
-    ]
-    rest = [column for column in table.columns if column not in first]
-    return table[first + rest].sort_values("observation", ignore_index=True)

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from lsda_fast.assimilator import Analysis, Assimilator
+from lsda_fast.analysis import Analysis
+from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.forecast import forecast
 from lsda_fast.guidance import DPS, GaussNewton, Guidance, LatentOptimization, ObsFree, Repaint

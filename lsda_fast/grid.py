@@ -71,10 +71,14 @@ class Grid:
     @property
     def periodic(self) -> bool:
         """Whether the evenly spaced longitudes close the circle, W x spacing = 360 degrees."""
-        if self.longitude.size < 2:
-            return False
         gaps = np.diff(self.longitude, append=self.longitude[0] + 360)
-        return bool(np.ptp(gaps) < 0.01 * gaps.mean())
+        return self.longitude.size > 1 and bool(np.ptp(gaps) < 0.01 * gaps.mean())
+
+    @property
+    def poles(self) -> tuple[bool, bool]:
+        """Whether the first and the last row lie within one row spacing of the north and the south pole."""
+        gaps, rows = -np.diff(self.latitude, prepend=90.0, append=-90.0), self.latitude.size > 1
+        return rows and bool(gaps[0] <= gaps[1] + _TOLERANCE), rows and bool(gaps[-1] <= gaps[-2] + _TOLERANCE)
 
     @property
     def area_weights(self) -> np.ndarray:

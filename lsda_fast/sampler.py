@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from numbers import Integral
 
 import torch
@@ -220,9 +221,10 @@ class Sampler:
 
     def _correct(self, z_t: Tensor, context: Context) -> Tensor:
         assert self.corrector is not None
+        rounds = count(1)
         return self.corrector.correct(
             z_t,
             context.level,
-            guided=lambda z, _: self.guidance.guide(z, context).z0,
-            noise=lambda i: context.noise(context.prior.latent_shape, STREAMS.corrector + i),
+            guided=lambda z, _: self.guidance.guide(z, replace(context, round=next(rounds))).z0,
+            noise=lambda i: replace(context, round=i + 1).noise(context.prior.latent_shape, STREAMS.corrector),
         )

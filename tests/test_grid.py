@@ -76,6 +76,25 @@ def test_periodic_means_closed(longitude, periodic):
     assert Grid(np.array([0.0]), longitude).periodic is periodic
 
 
+@pytest.mark.parametrize(
+    ("latitude", "poles"),
+    [
+        (np.linspace(90, -90, 73), (True, True)),
+        (90 - 22.5 * (np.arange(8) + 0.5), (True, True)),
+        (np.linspace(87.5, -87.5, 71), (True, True)),  # the poles left out
+        (np.linspace(87.5, -87.5, 71, dtype=np.float32), (True, True)),
+        (np.array([85.76, 80.27, 74.74, -74.74, -80.27, -85.76]), (True, True)),  # Gaussian
+        (np.linspace(30, -30, 25), (False, False)),
+        (np.linspace(88.75, 1.25, 36), (True, False)),
+        (np.linspace(1.25, -88.75, 37), (False, True)),
+        (np.linspace(85, -85, 69), (False, False)),
+        (np.array([0.0]), (False, False)),
+    ],
+)
+def test_a_grid_reaches_a_pole_within_one_row(latitude, poles):
+    assert Grid(latitude, np.array([0.0])).poles == poles
+
+
 def test_grids_are_equal_by_value_within_32_bits():
     same = Grid(GLOBAL.latitude.astype("f4") + 5e-5, GLOBAL.longitude.astype("f4"))
     assert same == GLOBAL

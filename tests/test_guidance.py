@@ -149,6 +149,30 @@ def test_the_line_search_backs_off_from_nan(inner):
     assert float(v) == pytest.approx(2.988, abs=2e-3)
 
 
+def test_lbfgs_shortens_its_steps_until_they_fit():
+    """1/2 (1000 (v - 0.01))^2 + 1/2 v^2: the first step, of length 1, is a hundred times too long."""
+    weight, target = (torch.tensor(pair, dtype=torch.float64)[:, None] for pair in ((1e3, 1.0), (0.01, 2.0)))
+    solver = LBFGS(steps=20, halvings=2)
+    v = solver.minimize(lambda v: Linearization(lambda w: weight * (w - target), v, Counter(), "decoder"), 0 * target)
+    torch.testing.assert_close(v, weight**2 * target / (weight**2 + 1), rtol=1e-6, atol=0)
+
+
+def test_failed_searches_of_lbfgs_take_nothing_from_what_it_knows():
+    """Rosenbrock's valley from eight places, where two trials are often too few and two pairs are all there are."""
+
+    def valley(v):
+        x, y = v.T
+        return torch.stack([30 * (y - x**2), 5 * (1 - x)], 1)
+
+    def linearize(v):
+        return Linearization(valley, v, Counter(), "decoder")
+
+    start = 3 * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v = LBFGS(steps=60, history=2, halvings=2).minimize(linearize, start)
+    residual = linearize(v)
+    assert (residual.vjp(residual.value) + v).abs().max() < 1e-4
+
+
 def test_dual_update_moves_with_its_linearisation_point(problem):
     """For a linear operator the update does not depend on where it was linearised."""
     here = context(problem, 0.5)

@@ -13,6 +13,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.models import (
     AUTOENCODERS,
     ConvolutionalAutoencoder,
+    EnsembleDenoiser,
     Forecaster,
     LinearAutoencoder,
     ResidualAutoencoder,
@@ -21,7 +22,9 @@ from lsda_fast.models import (
     build,
     build_autoencoder,
 )
-from lsda_fast.models.layers import GroupNorm, geo_pad
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, geo_pad
+from lsda_fast.training.config import DenoiserConfig
+from lsda_fast.training.losses import denoiser_loss
 
 SHAPE = (3, 8, 16)
 LEVEL = Schedule.edm().level(0.5)
@@ -59,6 +62,43 @@ def test_padding_of_a_region_repeats_its_edge() -> None:
     expected = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     assert torch.equal(geo_pad(x, 2, periodic=False), expected)
     assert geo_pad(x, 0, periodic=True) is x
+
+
+@pytest.mark.parametrize("poles", [(False, False), (True, False), (False, True)])
+def test_padding_of_a_band_wraps_in_longitude_and_goes_over_its_own_poles_alone(poles: tuple[bool, bool]) -> None:
+    x, n = random(2, 3, 5, 8), 2
+    repeated = torch.nn.functional.pad(x, (0, 0, n, n), mode="replicate")
+    expected = torch.nn.functional.pad(repeated, (n, n, 0, 0), mode="circular")
+    globe, padded = geo_pad(x, n, periodic=True), geo_pad(x, n, True, poles)
+    north, south = (globe if pole else expected for pole in poles)
+    assert torch.equal(padded[..., n:-n, :], expected[..., n:-n, :])
+    assert torch.equal(padded[..., :n, :], north[..., :n, :])
+    assert torch.equal(padded[..., -n:, :], south[..., -n:, :])
+    assert not torch.equal(globe[..., :n, :], expected[..., :n, :])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **edges: ConvolutionalAutoencoder(SHAPE, 5, width=16, depth=1, fine_width=8, **edges),
+        lambda **edges: Forecaster(SHAPE, width=8, patch=2, scales=2, **edges),
+    ],
+)
+def test_every_convolution_of_a_network_has_the_grids_edges(make: Any) -> None:
+    for edges in ((True, (True, False)), (True, (False, False)), (False, (True, True))):
+        model = make(periodic=edges[0], poles=list(edges[1]))
+        found = [(m.periodic, m.poles) for m in model.modules() if isinstance(m, GeoConv2d)]
+        assert len(found) > 5
+        assert set(found) == {edges}
+
+
+def test_the_encoder_of_a_band_does_not_look_over_the_poles() -> None:
+    """Where all rows are the same, a repeated edge leaves them the same; a row half way round does not."""
+    x = random(2, 3, 1, 16).expand(-1, -1, 8, -1)
+    for poles in ((True, True), (False, False)):
+        model = shaken(ConvolutionalAutoencoder(SHAPE, 5, width=16, depth=1, fine_width=8, poles=poles))
+        z = model.encode(x)
+        assert ((z - z[:, :, :1]).abs().max() < 1e-10) == (not any(poles))
 
 
 def test_group_norm_is_torchs_own_and_has_forward_derivatives_in_every_layout() -> None:
@@ -124,18 +164,24 @@ def test_all_components_lose_nothing() -> None:
     torch.testing.assert_close(model.decode(model.encode(x)), x, rtol=0, atol=1e-5)
 
 
-def test_residual_autoencoder_begins_as_its_linear_part() -> None:
-    linear = {"shape": list(SHAPE), "latent_channels": 5, "patch": [4, 4]}
-    residual = {
-        "name": "convolutional",
-        "shape": list(SHAPE),
-        "latent_channels": 5,
-        "patch": 4,
+RESIDUALS: dict[str, dict[str, Any]] = {
+    "convolutional": {"patch": 4, "width": 8, "depth": 1, "fine_width": 8},
+    "vit": {
+        "patch": [4, 4],
         "width": 8,
-        "depth": 1,
-        "fine_width": 8,
-        "zero_head": True,
-    }
+        "depth": 2,
+        "heads": 2,
+        "windows": [[2, 2]],
+        "global_every": 2,
+        "periodic": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_residual_autoencoder_begins_as_its_linear_part(name: str) -> None:
+    linear = {"shape": list(SHAPE), "latent_channels": 5, "patch": [4, 4]}
+    residual = {"name": name, "shape": list(SHAPE), "latent_channels": 5, "zero_head": True, **RESIDUALS[name]}
     model = ResidualAutoencoder(linear, residual)
     x = random(50, *SHAPE).float()
     model.linear.fit(x)
@@ -297,3 +343,28 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(make: Any, message
     with pytest.raises(InputError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+SETTINGS: dict[str, Any] = {"latent_shape": (4, 2, 3), "width": 16, "depth": 1, "heads": 2, "leading": 3}
+
+
+def test_an_ensemble_predicts_the_average_of_its_networks() -> None:
+    module = shaken(EnsembleDenoiser(2, **SETTINGS))
+    z, z_b = random(2, 5, 4, 2, 3)
+    first, second = (network(z, LEVEL, z_b) for network in module.networks)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(module(z, LEVEL, z_b), (first + second) / 2)
+
+
+def test_networks_of_an_ensemble_learn_each_on_their_own() -> None:
+    """In training the loss is the average of the networks' losses; validated is the loss of their average."""
+    module, n = shaken(EnsembleDenoiser(2, **SETTINGS)).float(), 8
+    z, z_b = random(2, n, 4, 2, 3).float()
+    loss = denoiser_loss(z, z_b, torch.zeros(n, 1), Schedule.edm(), DenoiserConfig(), nn.Identity(), z.device)
+
+    def value(m: nn.Module) -> Tensor:
+        return loss(m, torch.arange(n), torch.Generator().manual_seed(1))
+
+    alone = torch.stack([value(network) for network in module.networks])
+    torch.testing.assert_close(value(module.train()), alone.mean())
+    assert value(module.eval()) < alone.mean()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import lsda_fast.package
 from lsda_fast.baselines import OptimalInterpolation
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
@@ -27,7 +26,7 @@ from lsda_fast.models import (
     TransformerDenoiser,
     ZonalWhitening,
 )
-from lsda_fast.package import Architecture, Package
+from lsda_fast.package import Architecture, Package, files
 from lsda_fast.sampler import Sampler
 
 SHAPE = (3, 8, 10)
@@ -237,7 +236,7 @@ def test_an_interrupted_save_leaves_the_old_package(
             raise KeyboardInterrupt
         file.write_bytes(b"half")
 
-    monkeypatch.setattr(lsda_fast.package, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         trained(12).save(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -257,7 +256,7 @@ def test_a_failed_exchange_brings_the_old_package_back(
             raise OSError("disk")
         replace(source, target)
 
-    monkeypatch.setattr(lsda_fast.package.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk"):
         trained(12).save(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

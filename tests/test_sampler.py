@@ -1,7 +1,7 @@
 """The loop: the same members in any company, what it counts, what it reports, what it refuses."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lsda_fast.diffusion import DPMpp2M, Heun, Langevin
 from lsda_fast.diffusion.noise import normal
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
-from lsda_fast.guidance.base import STREAMS
+from lsda_fast.guidance.base import STREAMS, Context
 from lsda_fast.sampler import Sampler
 
 METHODS = {
@@ -216,6 +216,24 @@ def test_the_corrector_improves_few_steps(toy):
         for corrector in (None, Langevin(rounds=8, tau=0.1))
     )
     assert abs(corrected - 1) < 0.7 * abs(plain - 1)
+
+
+def test_no_two_draws_of_a_corrected_run_are_the_same(small, monkeypatch):
+    """Two of every guided call, of which the corrector makes two a level, one a transition and one a round."""
+    draws, noise = [], Context.noise
+    monkeypatch.setattr(Context, "noise", lambda *key: draws.append(noise(*key)) or draws[-1])
+    run(LatentOptimization(GN), small, 2, block=2, steps=3, corrector=Langevin(rounds=2))
+    assert len(draws) == 2 * (3 + 2 * 2) + 2 + 2 * 2
+    assert all((a[:, :8] != b[:, :8]).all() for a, b in combinations(draws, 2))
+
+
+def test_a_corrected_member_has_the_same_bits_in_any_company(single):
+    settings = {"steps": 2, "recenter": False, "corrector": Langevin(rounds=2)}
+    everyone = run(LatentOptimization(GN), single, range(24), **settings)
+    some = run(LatentOptimization(GN), single, [17, 3], **settings)
+    assert torch.equal(some.z, everyone.z[[17, 3]])
+    a, b = (run(LatentOptimization(GN), single, 4, block=block, **settings).z for block in (1, 4))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_recentring_is_only_where_the_guidance_knows_the_mean(small):

@@ -1,5 +1,6 @@
 """Training: the same weights after an interruption, losses that agree with the sampler, and doors that stay shut."""
 
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level, Schedule
 from lsda_fast.errors import InputError
-from lsda_fast.models import FullWhitening, ZonalWhitening
+from lsda_fast.grid import Channel, Grid
+from lsda_fast.layout import StateLayout
+from lsda_fast.models import AUTOENCODERS, FullWhitening, ZonalWhitening, build
 from lsda_fast.package import Package
 from lsda_fast.training import TrainingConfig, train
+from lsda_fast.training.architectures import autoencoder_architecture, forecaster_architecture
 from lsda_fast.training.config import PRESETS, DenoiserConfig, Optimization, load_config
 from lsda_fast.training.data import calendar, load_states
 from lsda_fast.training.loop import Log, fit
 from lsda_fast.training.losses import denoiser_loss
-from lsda_fast.training.pipeline import autoencoder_architecture
 
 
 def archive(latitude: np.ndarray, longitude: np.ndarray, days: int) -> xr.Dataset:
@@ -73,6 +76,11 @@ GLOBAL: dict[str, Any] = {
         "optimization": FEW,
     },
 }
+
+
+def layout(H: int, W: int, south: float = -90.0, north: float = 90.0) -> StateLayout:
+    latitude = north - (north - south) * (np.arange(H) + 0.5) / H
+    return StateLayout(Grid(latitude, np.arange(W) * 360.0 / W), tuple(Channel(v, None, "") for v in "abc"))
 
 
 def tiny(**changes: Any) -> TrainingConfig:
@@ -180,6 +188,48 @@ def test_a_working_folder_belongs_to_one_run(globe: tuple[Path, Package]) -> Non
         train(GLOBE, TrainingConfig(**GLOBAL, seed=1), folder, resume=True)
     again = train(GLOBE, TrainingConfig(**GLOBAL), folder, resume=True)
     assert again.manifest() == package.manifest()
+
+
+def moved(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.assign_coords(time=dataset["time"] + np.timedelta64(1, "D"))
+
+
+def warmer(dataset: xr.Dataset) -> xr.Dataset:
+    other = dataset.copy(deep=True)
+    other["t850"][-1, 0, 0] += 1.0
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (moved, "states with other times; accepted are the same states, or another output"),
+        (warmer, "states with other values;"),
+        (lambda d: d[["msl", "z500", "t850"]], "states with other layout, values;"),
+        (lambda d: d.isel(time=slice(1, None)), "states with other times, values;"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_states(
+    globe: tuple[Path, Package], tmp_path: Path, change: Any, message: str
+) -> None:
+    work = tmp_path / "package.work"
+    shutil.copytree(f"{globe[0]}.work", work)
+    before = {file: file.read_bytes() for file in work.iterdir()}
+    with pytest.raises(InputError, match=message) as error:
+        train(change(GLOBE), TrainingConfig(**GLOBAL), tmp_path / "package", resume=True)
+    assert "\n" not in str(error.value)
+    assert {file: file.read_bytes() for file in work.iterdir()} == before
+
+
+def test_a_run_from_before_states_were_recorded_goes_on_and_records_them(
+    globe: tuple[Path, Package], tmp_path: Path
+) -> None:
+    output, record = tmp_path / "package", tmp_path / "package.work" / "states.json"
+    shutil.copytree(f"{globe[0]}.work", record.parent)
+    expected = record.read_text()
+    record.unlink()
+    assert train(GLOBE, TrainingConfig(**GLOBAL), output, resume=True).manifest() == globe[1].manifest()
+    assert record.read_text() == expected
 
 
 def test_bad_data_leave_no_working_folder(tmp_path: Path) -> None:
@@ -321,8 +371,7 @@ def test_no_correction_costs_one_for_a_gaussian_latent() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_configuration(preset: str) -> None:
     config = load_config(preset)
-    shape = (3, 96, 192)
-    architecture = autoencoder_architecture(config, shape, True)
+    architecture = autoencoder_architecture(config, layout(96, 192))
     assert architecture.name in ("linear", "residual", "vit")
 
 
@@ -363,7 +412,37 @@ def test_an_unknown_preset_names_those_there_are() -> None:
 )
 def test_autoencoders_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        autoencoder_architecture(TrainingConfig(autoencoder=settings), (3, 8, 16), True)
+        autoencoder_architecture(TrainingConfig(autoencoder=settings), layout(8, 16))
+
+
+VIT = {"width": 8, "depth": 2, "heads": 2, "windows": [[2, 2]], "global_every": 2}
+CONVOLUTIONAL = {"width": 8, "depth": 1, "fine_width": 8}
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("residual_vit", VIT), ("residual_convolutional", CONVOLUTIONAL)])
+def test_a_network_on_principal_components_begins_as_these(kind: str, settings: dict[str, Any]) -> None:
+    config = TrainingConfig(autoencoder={"kind": kind, "latent_channels": 5, "patch": 4, "settings": settings})
+    architecture = autoencoder_architecture(config, layout(8, 16))
+    model: Any = build(AUTOENCODERS, architecture.name, architecture.settings)
+    x = torch.randn(50, 3, 8, 16, generator=torch.Generator().manual_seed(0))
+    model.linear.fit(x)
+    z = model.encode(x)
+    assert torch.equal(z, model.linear.encode(x))
+    assert torch.equal(model.decode(z), model.linear.decode(z))
+
+
+@pytest.mark.parametrize(
+    ("rows", "poles"),
+    [((-90, 90), [True, True]), ((-30, 30), [False, False]), ((0, 90), [True, False]), ((-90, 0), [False, True])],
+)
+def test_networks_are_told_where_the_grid_ends(rows: tuple[int, int], poles: list[bool]) -> None:
+    kind = {"kind": "residual_convolutional", "patch": 4}
+    here, config = layout(8, 16, *rows), TrainingConfig(autoencoder=kind)
+    for settings in (
+        autoencoder_architecture(config, here).settings["residual"],
+        forecaster_architecture(config, here).settings,
+    ):
+        assert (settings["periodic"], settings["poles"]) == (True, poles)
 
 
 # --- data ---

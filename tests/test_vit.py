@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.models.vit import ViTAutoencoder, Windows, _Block
+from lsda_fast.models.vit import ViTAutoencoder
+from lsda_fast.models.windows import WindowBlock, Windows
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
@@ -79,7 +80,7 @@ def test_merge_undoes_split(windows: Windows) -> None:
 @pytest.mark.parametrize("windows", CUTS)
 def test_block_is_plain_attention_inside_each_window(windows: Windows) -> None:
     torch.manual_seed(0)
-    block = _Block(8, 2, 2.0).double()
+    block = WindowBlock(8, 2, 2.0).double()
     u = torch.randn(2, *windows.grid, 8, dtype=torch.float64)
     out = block(u, windows, windows.mask(u.device))
     for tokens in groups(windows).values():
@@ -92,7 +93,7 @@ def test_block_is_plain_attention_inside_each_window(windows: Windows) -> None:
 @pytest.mark.parametrize("windows", CUTS)
 def test_perturbed_token_changes_its_window_only(windows: Windows) -> None:
     torch.manual_seed(0)
-    block = _Block(8, 2, 2.0).double()
+    block = WindowBlock(8, 2, 2.0).double()
     u = torch.randn(1, *windows.grid, 8, dtype=torch.float64)
     before = block(u, windows, windows.mask(u.device))
     for token in [(0, 0), (windows.grid[0] - 1, windows.grid[1] - 1), (2, 3)]:
@@ -105,7 +106,7 @@ def test_perturbed_token_changes_its_window_only(windows: Windows) -> None:
 
 def test_attention_is_torchs_own() -> None:
     torch.manual_seed(0)
-    attention = _Block(8, 2, 2.0).double().attention
+    attention = WindowBlock(8, 2, 2.0).double().attention
     u = torch.randn(3, 2, 5, 8, dtype=torch.float64)
     q, k, v = attention.qkv(u).reshape(3, 10, 3, 2, 4).permute(2, 0, 3, 1, 4)
     mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -144,7 +145,7 @@ def test_perturbed_patch_changes_the_latent_of_its_window_only() -> None:
 def test_mask_keeps_the_poles_apart_under_the_shift() -> None:
     windows = Windows((4, 8), (2, 8), (1, 0), periodic=True)
     torch.manual_seed(0)
-    block = _Block(8, 2, 2.0).double()
+    block = WindowBlock(8, 2, 2.0).double()
     u = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     v = u.clone()
     v[:, 0] += torch.randn(8, 8, dtype=torch.float64)

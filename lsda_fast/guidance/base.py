@@ -6,7 +6,7 @@ frozen dataclass that holds its numbers and nothing else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -53,7 +53,10 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Context:
-    """What a guidance is given at one noise level."""
+    """What a guidance is given at one noise level.
+
+    ``round`` is 0 in the level's own call, and counts from 1 in those of a corrector.
+    """
 
     prior: Prior
     likelihood: Likelihood
@@ -61,15 +64,16 @@ class Context:
     last: bool
     seed: int
     members: tuple[int, ...]
+    round: int = 0
 
     def noise(self, shape: tuple[int, ...], stream: int) -> Tensor:
-        """Standard normals (M, *shape), keyed by seed, member, level and stream."""
+        """Standard normals (M, *shape), keyed by seed, member, level, round and stream."""
         return normal(
             shape,
             seed=self.seed,
             members=self.members,
             step=self.level.index,
-            stream=stream,
+            stream=stream + STREAMS.count * self.round,
             dtype=self.prior.dtype,
             device=self.prior.device,
         )
@@ -134,13 +138,14 @@ class Guidance(ABC):
 
 @dataclass(frozen=True)
 class Streams:
-    """Which use of noise at a level draws from which stream."""
+    """Which use of noise in a round of a level draws from which of ``count`` streams."""
 
     transition: int = 0
     observations: int = 1
     latent: int = 2
     start: int = 3
-    corrector: int = field(default=16)
+    corrector: int = 4
+    count: int = 16
 
 
 STREAMS = Streams()

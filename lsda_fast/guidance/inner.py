@@ -11,7 +11,6 @@ with e the perturbation of the observations (0 for the mode). The members never 
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,8 @@ __all__ = ["LBFGS", "Adam", "GaussNewton", "InnerSolver"]
 
 Linearize = Callable[[Tensor], Linearization]
 
+_LEAST = 1e-12  # curvature s'y below which a pair of LBFGS says nothing
+
 
 @dataclass(frozen=True)
 class InnerSolver(ABC):
@@ -42,6 +43,11 @@ def _cost_gradient(linearize: Linearize, v: Tensor) -> tuple[Tensor, Tensor, Lin
     residual = linearize(v)
     cost = 0.5 * (squared_norm(residual.value) + squared_norm(v))
     return cost, residual.vjp(residual.value) + v, residual
+
+
+def _curvature(s: Tensor, y: Tensor) -> Tensor:
+    """s'y per member of a step and its change of the gradient."""
+    return torch.linalg.vecdot(s.flatten(1), y.flatten(1))
 
 
 def _hessian(residual: Linearization, d: Tensor) -> Tensor:
@@ -90,6 +96,9 @@ class Adam(InnerSolver):
 class LBFGS(InnerSolver):
     """Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.4).
 
+    Every member keeps its own pairs, those with curvature. Where its line search finds nothing lower it stays, and the
+    next search goes on with shorter steps.
+
     Parameters
     ----------
     steps : int
@@ -109,32 +118,36 @@ class LBFGS(InnerSolver):
 
     def minimize(self, linearize: Linearize, v: Tensor, surrogate: Linearization | None = None) -> Tensor:
         """See the module."""
-        pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=self.history)
+        # (K, 2, M, *latent): the step s and the change y of the gradient, newest last; zeros stand for none.
+        pairs = v.new_zeros(self.history, 2, *v.shape)
         cost, g, _ = _cost_gradient(linearize, v)
+        length = torch.ones_like(cost)
         for _ in range(self.steps):
-            direction = -self._inverse_hessian(g, pairs)
-            new = _halve_until_lower(linearize, v, direction, cost, self.halvings)
+            step = per_member(-length, v) * self._inverse_hessian(g, pairs)
+            new = _halve_until_lower(linearize, v, step, cost, self.halvings)
             cost, g_new, _ = _cost_gradient(linearize, new)
-            s, y = new - v, g_new - g
-            pairs.append((s, y, torch.linalg.vecdot(s.flatten(1), y.flatten(1))))
+            pair = torch.stack([new - v, g_new - g])
+            useful = per_member(_curvature(*pair) > _LEAST, v)
+            pairs = torch.where(useful, torch.cat([pairs[1:], pair[None]]), pairs)
+            # The same search would fail the same way: it goes on where it gave up.
+            length = torch.where(squared_norm(pair[0]) > 0, 1.0, 0.5**self.halvings * length)
             v, g = new, g_new
         return v
 
     @staticmethod
-    def _inverse_hessian(g: Tensor, pairs: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """The two-loop recursion; pairs without curvature count for nothing."""
+    def _inverse_hessian(g: Tensor, pairs: Tensor) -> Tensor:
+        """The two-loop recursion."""
         q, kept = g, []
-        for s, y, sy in reversed(pairs):
-            inverse = torch.where(sy > 1e-12, 1.0 / sy.clamp_min(1e-12), 0.0)
+        for s, y in pairs.flip(0):
+            sy = _curvature(s, y)
+            inverse = torch.where(sy > _LEAST, 1.0 / sy.clamp_min(_LEAST), 0.0)
             a = inverse * torch.linalg.vecdot(s.flatten(1), q.flatten(1))
             q = q - per_member(a, y) * y
             kept.append((s, y, inverse, a))
-        if pairs:
-            _, y, sy = pairs[-1]
-            q = per_member(torch.where(sy > 1e-12, sy / squared_norm(y).clamp_min(1e-30), 1.0), q) * q
-        else:
-            # The first step has no curvature to scale it: keep it inside the prior's spread.
-            q = q / per_member(squared_norm(q).sqrt().clamp_min(1.0), q)
+        sy, yy = _curvature(*pairs[-1]), squared_norm(pairs[-1, 1])
+        # Without curvature to scale it, a step is kept inside the prior's spread.
+        scale = torch.where(sy > _LEAST, sy / yy.clamp_min(1e-30), 1.0 / squared_norm(q).sqrt().clamp_min(1.0))
+        q = per_member(scale, q) * q
         for s, y, inverse, a in reversed(kept):
             b = inverse * torch.linalg.vecdot(y.flatten(1), q.flatten(1))
             q = q + per_member(a - b, s) * s

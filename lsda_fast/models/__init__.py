@@ -6,7 +6,7 @@ from torch import nn
 
 from lsda_fast.errors import InputError
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
-from lsda_fast.models.denoiser import TransformerDenoiser
+from lsda_fast.models.denoiser import EnsembleDenoiser, TransformerDenoiser
 from lsda_fast.models.forecaster import Forecaster
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
 from lsda_fast.models.vit import ViTAutoencoder
@@ -19,6 +19,7 @@ __all__ = [
     "WHITENINGS",
     "ConvolutionalAutoencoder",
     "DiagonalWhitening",
+    "EnsembleDenoiser",
     "Forecaster",
     "FullWhitening",
     "LinearAutoencoder",
@@ -37,7 +38,7 @@ AUTOENCODERS: dict[str, type[nn.Module]] = {
     "vit": ViTAutoencoder,
     "residual": ResidualAutoencoder,
 }
-DENOISERS: dict[str, type[nn.Module]] = {"transformer": TransformerDenoiser}
+DENOISERS: dict[str, type[nn.Module]] = {"ensemble": EnsembleDenoiser, "transformer": TransformerDenoiser}
 WHITENINGS: dict[str, type[nn.Module]] = {
     "diagonal": DiagonalWhitening,
     "full": FullWhitening,

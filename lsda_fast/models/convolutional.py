@@ -5,6 +5,9 @@ grid, pixel shuffle to the full grid, residual blocks there, a 3x3 head. Both he
 linear autoencoder the pair begins as principal components.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,7 @@ __all__ = ["ConvolutionalAutoencoder"]
 
 
 class ConvolutionalAutoencoder(nn.Module):
-    """Convolutions that wrap in longitude on global grids.
+    """Convolutions that wrap in longitude and go over the poles where the grid does.
 
     Parameters
     ----------
@@ -31,6 +34,9 @@ class ConvolutionalAutoencoder(nn.Module):
     fine_width, fine_depth : int
         Channels and residual blocks of the decoder on the full grid.
     periodic : bool
+        Longitude wraps.
+    poles : (bool, bool)
+        The grid reaches the north and the south pole.
     zero_head : bool
         Heads start at zero (for a residual) or at random (alone).
     """
@@ -46,6 +52,7 @@ class ConvolutionalAutoencoder(nn.Module):
         fine_depth: int = 1,
         periodic: bool = True,
         zero_head: bool = False,
+        poles: Sequence[bool] = (True, True),
     ) -> None:
         super().__init__()
         C, H, W = shape
@@ -53,18 +60,19 @@ class ConvolutionalAutoencoder(nn.Module):
             raise InputError(f"patch {patch} does not divide the grid {H} x {W}")
         self.shape, self.patch = tuple(shape), patch
         self.latent_shape = (latent_channels, H // patch, W // patch)
-        blocks = lambda n, size: [ResidualBlock(size, periodic=periodic) for _ in range(n)]  # noqa: E731
+        edges: dict[str, Any] = {"periodic": periodic, "poles": poles}
+        blocks = lambda n, size: [ResidualBlock(size, **edges) for _ in range(n)]  # noqa: E731
         self.encoder = nn.Sequential(
-            GeoConv2d(C * patch * patch, width, periodic=periodic),
+            GeoConv2d(C * patch * patch, width, **edges),
             *blocks(depth, width),
             GroupNorm(8, width),
             nn.SiLU(),
         )
         self.encoder_head = nn.Conv2d(width, latent_channels, 1)
-        self.decoder = nn.Sequential(GeoConv2d(latent_channels, width, periodic=periodic), *blocks(depth, width))
+        self.decoder = nn.Sequential(GeoConv2d(latent_channels, width, **edges), *blocks(depth, width))
         self.expand = nn.Conv2d(width, fine_width * patch * patch, 1)
         self.fine = nn.Sequential(*blocks(fine_depth, fine_width), GroupNorm(8, fine_width), nn.SiLU())
-        self.decoder_head = GeoConv2d(fine_width, C, periodic=periodic, zero=zero_head)
+        self.decoder_head = GeoConv2d(fine_width, C, **edges, zero=zero_head)
         if zero_head:
             nn.init.zeros_(self.encoder_head.weight)
             nn.init.zeros_(self.encoder_head.bias)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ z_t / sqrt(alpha^2 + sigma^2).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models.layers import TransformerBlock, level_embedding
 
-__all__ = ["TransformerDenoiser"]
+__all__ = ["EnsembleDenoiser", "TransformerDenoiser"]
 
 
 class TransformerDenoiser(nn.Module):
@@ -118,3 +119,31 @@ class TransformerDenoiser(nn.Module):
         if self.leading < self.latent_shape[0]:
             F = torch.cat([F[:, : self.leading], torch.zeros_like(F[:, self.leading :])], dim=1)
         return F
+
+
+class EnsembleDenoiser(nn.Module):
+    """The average of several transformers, trained side by side from different starts.
+
+    What networks learn from a small data set differs in what they make up; the average keeps what they share
+    (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+
+    Parameters
+    ----------
+    networks : int
+    **settings
+        Those of ``TransformerDenoiser``.
+    """
+
+    def __init__(self, networks: int, **settings: Any) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(TransformerDenoiser(**settings) for _ in range(networks))
+        self.leading: int = self.networks[0].leading  # type: ignore[assignment]
+
+    def forward(self, z_t: Tensor, level: Level, background: Tensor, calendar: Tensor | None = None) -> Tensor:
+        """See ``TransformerDenoiser``."""
+        return torch.stack([network(z_t, level, background, calendar) for network in self.networks]).mean(0)
+
+    def predict(self, scaled: Tensor, log_rho: Tensor, background: Tensor, calendar: Tensor | None = None) -> Tensor:
+        """See ``TransformerDenoiser``."""
+        parts: Any = [network.predict(scaled, log_rho, background, calendar) for network in self.networks]  # type: ignore[operator]
+        return torch.stack(parts).mean(0)

@@ -5,7 +5,9 @@ fitted in closed form (for small domains, where it is hard to beat); N is a U-Ne
 starts at zero.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,9 @@ class Forecaster(nn.Module):
     scales : int
         Resolutions, each half the one before.
     periodic : bool
+        Longitude wraps.
+    poles : (bool, bool)
+        The grid reaches the north and the south pole.
     calendar : int
         How many of the leading numbers that tell season and time of day are read.
     """
@@ -52,6 +57,7 @@ class Forecaster(nn.Module):
         scales: int = 2,
         periodic: bool = True,
         calendar: int = 4,
+        poles: Sequence[bool] = (True, True),
     ) -> None:
         super().__init__()
         C, H, W = shape
@@ -64,17 +70,18 @@ class Forecaster(nn.Module):
         self.register_buffer("vectors", torch.zeros(C * H * W, modes))
         self.register_buffer("matrix", torch.zeros(modes + calendar, modes))
         if width:
-            self.embed = GeoConv2d(C * patch * patch, width, periodic=periodic)
+            edges: dict[str, Any] = {"periodic": periodic, "poles": poles}
+            self.embed = GeoConv2d(C * patch * patch, width, **edges)
             self.place = nn.Parameter(torch.zeros(width, H // patch, 1))
             self.season = nn.Linear(calendar, width, bias=False) if calendar else None
-            block = lambda size: nn.Sequential(*[ResidualBlock(size, periodic=periodic) for _ in range(depth)])  # noqa: E731
+            block = lambda size: nn.Sequential(*[ResidualBlock(size, **edges) for _ in range(depth)])  # noqa: E731
             sizes = [width * 2**i for i in range(scales)]
             self.down = nn.ModuleList(block(size) for size in sizes)
             self.reduce = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in pairwise(sizes))
             self.expand = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(sizes))
             self.up = nn.ModuleList(block(size) for size in sizes[:-1])
             self.head = nn.Sequential(
-                GroupNorm(8, width), nn.SiLU(), GeoConv2d(width, C * patch * patch, periodic=periodic, zero=True)
+                GroupNorm(8, width), nn.SiLU(), GeoConv2d(width, C * patch * patch, **edges, zero=True)
             )
 
     @torch.no_grad()

@@ -1,11 +1,12 @@
 """Layers that know the sphere, and attention modulated by the noise level.
 
-Padding goes over the date line and the poles. It is by cat and flip, never ``F.pad(mode="replicate")``, whose compiled
-gradient is silently wrong after a pointwise operation. Attention is written out, because forward-mode derivatives need
-it: flash kernels have none.
+Padding goes over the date line and the poles, where the grid reaches them. It is by cat and flip, never
+``F.pad(mode="replicate")``, whose compiled gradient is silently wrong after a pointwise operation. Attention is
+written out, because forward-mode derivatives need it: flash kernels have none.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +15,41 @@ from torch.nn import functional as F
 __all__ = ["Attention", "GeoConv2d", "GroupNorm", "ResidualBlock", "TransformerBlock", "geo_pad", "level_embedding"]
 
 
-def geo_pad(x: Tensor, n: int, periodic: bool) -> Tensor:
+def geo_pad(x: Tensor, n: int, periodic: bool, poles: Sequence[bool] = (True, True)) -> Tensor:
     """Pad (M, C, H, W) by n on every side.
 
-    On a global grid longitude wraps and a row beyond the pole is the row before it, half way round; on a regional one
-    the edge is repeated.
+    Where longitude wraps, a row beyond a pole that the grid reaches (``poles``: north, south) is the row before it,
+    half way round. Every other edge is repeated: all of a region's, and those of a band of latitudes.
     """
     if n == 0:
         return x
+    north, south = [x[..., :1, :]] * n, [x[..., -1:, :]] * n
+    half = x.shape[-1] // 2
+    if periodic and poles[0]:
+        north = [x[..., :n, :].flip(-2).roll(half, -1)]
+    if periodic and poles[1]:
+        south = [x[..., -n:, :].flip(-2).roll(half, -1)]
+    x = torch.cat([*north, x, *south], dim=-2)
     if periodic:
-        half = x.shape[-1] // 2
-        north, south = x[..., :n, :].flip(-2).roll(half, -1), x[..., -n:, :].flip(-2).roll(half, -1)
-        x = torch.cat([north, x, south], dim=-2)
         return torch.cat([x[..., -n:], x, x[..., :n]], dim=-1)
-    x = torch.cat([*[x[..., :1, :]] * n, x, *[x[..., -1:, :]] * n], dim=-2)
     return torch.cat([*[x[..., :1]] * n, x, *[x[..., -1:]] * n], dim=-1)
 
 
 class GeoConv2d(nn.Module):
     """A convolution of odd kernel that keeps the grid, padded by ``geo_pad``."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, periodic: bool, zero: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        periodic: bool,
+        poles: Sequence[bool] = (True, True),
+        zero: bool = False,
+    ) -> None:
         super().__init__()
-        self.periodic, self.margin = periodic, kernel // 2
+        self.periodic, self.poles, self.margin = periodic, tuple(poles), kernel // 2
         self.conv = nn.Conv2d(inputs, outputs, kernel)
         if zero:
             nn.init.zeros_(self.conv.weight)
@@ -44,7 +57,7 @@ class GeoConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, inputs, H, W) -> (M, outputs, H, W)."""
-        return self.conv(geo_pad(x, self.margin, self.periodic))
+        return self.conv(geo_pad(x, self.margin, self.periodic, self.poles))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -60,11 +73,11 @@ class GroupNorm(nn.GroupNorm):
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), the second convolution zero to begin with."""
 
-    def __init__(self, width: int, *, periodic: bool, groups: int = 8) -> None:
+    def __init__(self, width: int, *, periodic: bool, poles: Sequence[bool] = (True, True), groups: int = 8) -> None:
         super().__init__()
         self.norm1, self.norm2 = GroupNorm(groups, width), GroupNorm(groups, width)
-        self.conv1 = GeoConv2d(width, width, periodic=periodic)
-        self.conv2 = GeoConv2d(width, width, periodic=periodic, zero=True)
+        self.conv1 = GeoConv2d(width, width, periodic=periodic, poles=poles)
+        self.conv2 = GeoConv2d(width, width, periodic=periodic, poles=poles, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, width, H, W) -> the same."""

@@ -8,7 +8,7 @@ increments fit it, and one convolution serves every member, iteration and noise 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class PatchTangent:
         As the errors of the latent are distributed.
     evaluations : Counter
         Gains the N derivatives of the decoder.
-    periodic : bool
-        Whether the grid wraps in longitude.
+    periodic, poles
+        As for ``geo_pad``.
     ridge : float
         Relative to the mean squared latent increment.
     """
@@ -47,9 +47,10 @@ class PatchTangent:
         evaluations: Counter[str],
         *,
         periodic: bool,
+        poles: Sequence[bool] = (True, True),
         ridge: float = 1e-3,
     ) -> None:
-        self.periodic = periodic
+        self.periodic, self.poles = periodic, poles
         dx = Linearization(decode, z.repeat(len(increments), 1, 1, 1), evaluations, "decoder").jvp(increments)
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
         rows = self._neighbourhoods(increments).flatten(0, 1).double()
@@ -60,7 +61,7 @@ class PatchTangent:
 
     def _neighbourhoods(self, dz: Tensor) -> Tensor:
         """The 3 x 3 places around every place, (M, h w, 9 k)."""
-        return F.unfold(geo_pad(dz, 1, self.periodic), 3).mT
+        return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3).mT
 
     def __call__(self, dz: Tensor) -> Tensor:
         """W * dz."""

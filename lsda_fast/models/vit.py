@@ -5,163 +5,25 @@ A state x (M, C, H, W) is cut into patches of p x q points. Each patch is one to
 
     encode  z = head(tower(embed(patches(x)) + e)),  e = rows[i] + columns[j]
     decode  x = pixels(head(tower(embed(z) + e)))
-    block   u = u + A(norm(u)),  u = u + MLP(norm(u)),  A = softmax(Q K^T / sqrt(d) + mask) V
 
 Every `global_every`-th block attends to all tokens. The local blocks between take the windows in turn, and
-every other one shifts its window by half. Where longitude wraps, that shift is a plain roll; without the
-embedding of columns (`longitude_embedding=False`) no meridian is then special, and a rolled state gives the
-rolled latent. The mask cuts every other border and hides the padding.
+every other one shifts its window by half. Where longitude wraps, without the embedding of columns
+(`longitude_embedding=False`), no meridian is special, and a rolled state gives the rolled latent. With
+`zero_head`, both heads start at zero, so that under a linear autoencoder the pair begins as principal components.
 
-The windows, their order and the embedding follow VAEformer (arXiv 2405.03376), the shifts follow Swin
-(arXiv 2103.14030).
+The windows, their order and the embedding follow VAEformer (arXiv 2405.03376).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.windows import Tower, Windows
 
-__all__ = ["ViTAutoencoder", "Windows"]
-
-
-@dataclass(frozen=True)
-class Windows:
-    """How the token grid (h, w) is cut into attention windows.
-
-    Parameters
-    ----------
-    grid : (h, w) of the tokens.
-    size : (a, b) of one window, at most the grid.
-    shift : (s, t), offset of the cuts in tokens, less than the size.
-    periodic : columns w - 1 and 0 are neighbours.
-    """
-
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    shift: tuple[int, int] = (0, 0)
-    periodic: bool = False
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        """The grid, each axis rounded up to whole windows."""
-        (h, w), (a, b) = self.grid, self.size
-        return -(-h // a) * a, -(-w // b) * b
-
-    def split(self, u: Tensor) -> Tensor:
-        """Tokens (M, h, w, D) to windows (M, n, L, D), L = a b; the padding is zero and `mask` hides it."""
-        (h, w), (hp, wp), (a, b), (s, t) = self.grid, self.padded, self.size, self.shift
-        if t and self.periodic:
-            # Before the padding: neighbours across the date line must stay neighbours.
-            u = u.roll(-t, -2)
-        if (hp, wp) != (h, w):
-            u = F.pad(u, (0, 0, 0, wp - w, 0, hp - h))
-        if s:
-            u = u.roll(-s, -3)
-        if t and not self.periodic:
-            u = u.roll(-t, -2)
-        u = u.unflatten(-2, (wp // b, b)).unflatten(-4, (hp // a, a))
-        return u.transpose(-4, -3).flatten(-3, -2).flatten(-4, -3)
-
-    def merge(self, u: Tensor) -> Tensor:
-        """Windows (M, n, L, D) back to tokens (M, h, w, D), the inverse of `split`."""
-        (h, w), (hp, wp), (a, b), (s, t) = self.grid, self.padded, self.size, self.shift
-        u = u.unflatten(-3, (hp // a, wp // b)).unflatten(-2, (a, b)).transpose(-4, -3)
-        u = u.flatten(-3, -2).flatten(-4, -3)
-        if s:
-            u = u.roll(s, -3)
-        if t and not self.periodic:
-            u = u.roll(t, -2)
-        u = u[..., :h, :w, :]
-        return u.roll(t, -2) if t and self.periodic else u
-
-    def mask(self, device: torch.device) -> Tensor | None:
-        """Which pairs may attend, bool (n, L, L); None where every pair of every window may.
-
-        The shift brings opposite borders into one window and the padding brings in empty tokens, so a pair
-        may attend when both lie in the same part. Padding sees padding: no row of the softmax is empty.
-        """
-        cut = self.shift[0] or (self.shift[1] and not self.periodic)
-        if not cut and self.padded == self.grid:
-            return None
-        rows, columns = self._parts(0, False, device), self._parts(1, self.periodic, device)
-        parts = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
-        return parts[:, :, None] == parts[:, None, :]
-
-    def _parts(self, axis: int, wraps: bool, device: torch.device) -> Tensor:
-        """Part of each position of a split axis (windows, size): 0 kept, 1 brought around, 2 padding."""
-        length, padded, size, shift = self.grid[axis], self.padded[axis], self.size[axis], self.shift[axis]
-        # Computed, not stored: a buffer would be lost on the way through the meta device.
-        position = torch.arange(padded, device=device)
-        if wraps:
-            part = 2 * (position >= length).long()
-        else:
-            source = (position + shift) % padded
-            part = (position >= padded - shift).long() + 2 * (source >= length).long()
-        return part.unflatten(0, (padded // size, size))
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, u: Tensor, windows: Windows, mask: Tensor | None) -> Tensor:
-        # The projection comes before the split, so that padding costs nothing but its share of the scores.
-        qkv = windows.split(self.qkv(u)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.movedim(-3, 0).transpose(-3, -2).unbind(0)
-        # Written out because the fused scaled_dot_product_attention kernels have no forward-mode derivative:
-        # Gauss-Newton takes torch.func.jvp through `decode`, and it must be the transpose of torch.func.vjp.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        mixed = scores.softmax(-1) @ v
-        return self.out(windows.merge(mixed.transpose(-3, -2).flatten(-2)))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(mlp_ratio * width)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = _Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, u: Tensor, windows: Windows, mask: Tensor | None) -> Tensor:
-        u = u + self.attention(self.norm1(u), windows, mask)
-        return u + self.mlp(self.norm2(u))
-
-
-class _Tower(nn.Module):
-    """Position embedding, blocks and last LayerNorm: tokens (M, h, w, D) to features (M, h, w, D)."""
-
-    def __init__(self, plan: Sequence[Windows], width: int, heads: int, mlp_ratio: float, longitude: bool) -> None:
-        super().__init__()
-        self.plan = tuple(plan)
-        h, w = plan[0].grid
-        self.rows = nn.Parameter(nn.init.trunc_normal_(torch.empty(h, 1, width), std=0.02))
-        self.columns: nn.Parameter | None = None
-        if longitude:
-            self.columns = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, w, width), std=0.02))
-        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in self.plan)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-    def forward(self, u: Tensor) -> Tensor:
-        masks = {windows: windows.mask(u.device) for windows in dict.fromkeys(self.plan)}
-        u = u + self.rows
-        if self.columns is not None:
-            u = u + self.columns
-        for windows, block in zip(self.plan, self.blocks):
-            u = block(u, windows, masks[windows])
-        return self.norm(u)
+__all__ = ["ViTAutoencoder"]
 
 
 class ViTAutoencoder(nn.Module):
@@ -180,6 +42,7 @@ class ViTAutoencoder(nn.Module):
     longitude_embedding : tokens carry their longitude, as in VAEformer; always so where longitude does not
         wrap. Without it a state rolled by whole windows gives the rolled latent, but among the tokens that
         attend to each other, columns of one latitude are an unordered set.
+    zero_head : heads start at zero (for a residual) or at random (alone).
 
     Attributes
     ----------
@@ -205,6 +68,7 @@ class ViTAutoencoder(nn.Module):
         mlp_ratio: float = 4.0,
         periodic: bool,
         longitude_embedding: bool = True,
+        zero_head: bool = False,
     ) -> None:
         super().__init__()
         counts = [latent_channels, width, depth, heads, global_every, int(mlp_ratio * width), len(windows)]
@@ -229,11 +93,14 @@ class ViTAutoencoder(nn.Module):
         plan = _plan(self.latent_shape[1:], depth, windows, global_every, periodic)
         longitude = longitude_embedding or not periodic
         self.encoder_embed = nn.Linear(C * p * q, width)
-        self.encoder = _Tower(plan, width, heads, mlp_ratio, longitude)
+        self.encoder = Tower(plan, width, heads, mlp_ratio, longitude)
         self.encoder_head = nn.Linear(width, 2 * latent_channels)
         self.decoder_embed = nn.Linear(latent_channels, width)
-        self.decoder = _Tower(plan, width, heads, mlp_ratio, longitude)
+        self.decoder = Tower(plan, width, heads, mlp_ratio, longitude)
         self.decoder_head = nn.Linear(width, C * p * q)
+        if zero_head:
+            for parameter in (*self.encoder_head.parameters(), *self.decoder_head.parameters()):
+                nn.init.zeros_(parameter)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent of x (M, C, H, W), each (M, latent_channels, h, w).

@@ -87,6 +87,7 @@ class DenoiserConfig(_Section):
     settings: dict[str, Any] = Field(
         default_factory=dict, description="Width, depth, heads, patch, conditioning, dropout, leading."
     )
+    networks: int = Field(1, ge=1, description="Networks trained side by side; the prior is their average.")
     condition_noise: float = Field(0.0, ge=0, description="Noise on the background latent in training.")
     spread_weight: float = Field(
         0.0, ge=0, description="Loss weight of latent i: variance_i to this power (full whitening)."

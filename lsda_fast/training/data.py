@@ -1,5 +1,7 @@
 """Training data: states in time order, split in time, with the pairs that are one lead apart."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +39,8 @@ class States:
         Indices into T.
     before : np.ndarray of int, shape (T,)
         Index of the state one lead earlier, -1 where there is none.
+    fingerprint : dict of str to str
+        SHA-256 of the layout, the times and the values as they were read.
     """
 
     layout: StateLayout
@@ -46,6 +50,7 @@ class States:
     train: np.ndarray
     validation: np.ndarray
     before: np.ndarray
+    fingerprint: dict[str, str]
 
     @property
     def calendar(self) -> Tensor:
@@ -89,15 +94,25 @@ def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
         raise InputError(f"channels {', '.join(flat)} do not vary in training; leave them out with `variables`")
     normalization = Normalization(mean.astype(np.float32), std.astype(np.float32))
     before = times.get_indexer(times - pd.Timedelta(hours=config.lead_hours))
-    states = States(
-        layout, normalization, torch.from_numpy(normalization.normalize(values)), times, train, validation, before
-    )
+    x = torch.from_numpy(normalization.normalize(values))
+    fingerprint = _fingerprint(layout, times, values)
+    states = States(layout, normalization, x, times, train, validation, before, fingerprint)
     for name, indices, least in (("training", train, 2), ("validation", validation, 1)):
         if len(states.pairs(indices)) < least:
             raise InputError(
                 f"no {name} states lie {config.lead_hours:g} h apart; the data's times are {times[0]} .. {times[-1]}"
             )
     return states
+
+
+def _fingerprint(layout: StateLayout, times: pd.DatetimeIndex, values: np.ndarray) -> dict[str, str]:
+    """Before normalisation, because its sums may be rounded differently on another machine."""
+    parts: dict[str, bytes | memoryview] = {
+        "layout": json.dumps(layout.to_dict(), sort_keys=True).encode(),
+        "times": times.to_numpy("datetime64[ns]").tobytes(),
+        "values": values.reshape(-1).data,
+    }
+    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
 def _split(times: pd.DatetimeIndex, config: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:

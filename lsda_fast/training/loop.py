@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from lsda_fast.training.config import Optimization
 
-__all__ = ["Log", "fit"]
+__all__ = ["Log", "Loss", "Progress", "fit"]
 
-Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+Loss = Callable[[Any, Tensor, torch.Generator], Tensor]
+Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 
 class Log:
     """JSON lines in a file, and a callback for progress bars."""
 
-    def __init__(
-        self, path: Path | None, progress: Callable[[str, int, int, dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, path: Path | None, progress: Progress | None = None) -> None:
         self._path, self._progress = path, progress
 
     def write(self, stage: str, **values: Any) -> None:

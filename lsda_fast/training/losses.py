@@ -6,7 +6,6 @@ optimum).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ from lsda_fast.models import FullWhitening
 from lsda_fast.models.convolutional import kl_divergence
 from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig
 from lsda_fast.training.data import States
+from lsda_fast.training.loop import Loss
 
 __all__ = ["autoencoder_loss", "denoiser_loss", "forecaster_loss"]
-
-Loss = Callable[[Any, Tensor, torch.Generator], Tensor]
 
 
 def autoencoder_loss(x: Tensor, train: np.ndarray, config: AutoencoderConfig, device: torch.device) -> Loss:
@@ -68,7 +66,10 @@ def denoiser_loss(
     whitening: nn.Module,
     device: torch.device,
 ) -> Loss:
-    """Denoising at random levels: log rho uniform for ``wiener``, t uniform for the published predictions."""
+    """Denoising at random levels: log rho uniform for ``wiener``, t uniform for the published predictions.
+
+    In training every network of an ensemble has a loss of its own; what is validated is their average.
+    """
     low, high = math.log(max(schedule.rho(0.0), 0.02)), math.log(min(schedule.rho(1.0), 100.0))
     weight = torch.ones(())
     if config.spread_weight > 0 and isinstance(whitening, FullWhitening):
@@ -102,8 +103,9 @@ def denoiser_loss(
             "score": lambda: -noise / sigma,
         }[config.prediction]()
         level_weight = sigma**2 if config.prediction == "score" else 1.0
-        error = (module.predict(scaled, log_rho, z_b, seasons[indices].to(device)) - target).square()
-        leading = module.leading
-        return (level_weight * weight * error)[:, :leading].mean()
+        season = seasons[indices].to(device)
+        networks = getattr(module, "networks", [module]) if module.training else [module]
+        error = sum((network.predict(scaled, log_rho, z_b, season) - target).square() for network in networks)
+        return (level_weight * weight * error)[:, : module.leading].mean() / len(networks)
 
     return loss

@@ -1,0 +1,90 @@
+"""What an analysis gives back: the ensemble, the background on the same grid, and the departures of what came.
+
+A departure is y - H(x), observed minus equivalent: O-B of the background, O-A of the analysis' mean.
+"""
+
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from lsda_fast.datasets import write_dataset
+from lsda_fast.observations import Observations, StencilOperator
+
+__all__ = ["Analysis", "departure_table"]
+
+COLUMNS = [
+    "observation", "time", "latitude", "longitude", "variable", "level", "value", "std", "O-B", "O-A", "used", "reason",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The result of one analysis.
+
+    Parameters
+    ----------
+    analysis : xr.Dataset
+        (member, [level,] latitude, longitude), CF attributes.
+    background : xr.Dataset
+        The background on the package's grid.
+    departures : pd.DataFrame
+        One row per observation that came, with columns observation, time, latitude, longitude, variable, level,
+        value, std, O-B, O-A, used, reason.
+    evaluations : Counter
+        Network evaluations and derivatives.
+    seconds : float
+    """
+
+    analysis: xr.Dataset
+    background: xr.Dataset
+    departures: pd.DataFrame
+    evaluations: Counter[str]
+    seconds: float
+
+    @property
+    def mean(self) -> xr.Dataset:
+        """Ensemble mean."""
+        return self.analysis.mean("member", keep_attrs=True)
+
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the analysis (netCDF or Zarr) and the departures (CSV beside it), each whole or not at all."""
+        path = Path(path)
+        table = path.with_name(f"{path.stem}.departures.csv")
+        partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.departures.csv")
+        try:
+            # The small file first: when it cannot be written, the analysis does not stand alone.
+            if path.parent.is_dir():
+                self.departures.to_csv(partial, index=False)
+            write_dataset(self.analysis, path)
+            partial.replace(table)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path, table
+
+    def report(self, folder: str | Path) -> Path:
+        """Maps, departures and statistics as one HTML page; returns its path. Needs matplotlib."""
+        from lsda_fast.analysis_report import write_analysis_report
+
+        return write_analysis_report(self, Path(folder))
+
+
+def departure_table(
+    observations: Observations, reasons: np.ndarray, operator: StencilOperator, x_b: torch.Tensor, x_a: torch.Tensor
+) -> pd.DataFrame:
+    """O-B and O-A (of the ensemble mean) of everything that came, in the order in which it came."""
+    table = observations.frame.assign(used=reasons == "", reason=reasons)
+    for name, state in (("O-B", x_b[None]), ("O-A", x_a.mean(0, keepdim=True))):
+        departure = np.full(len(table), np.nan)
+        departure[reasons == ""] = operator.values - operator(state)[0].double().cpu().numpy()
+        table[name] = departure
+    # A table of departures that comes as observations brings columns of these names.
+    rejected = observations.rejected.assign(used=False, **{"O-B": np.nan, "O-A": np.nan})
+    table = pd.concat([table, rejected], ignore_index=True) if len(rejected) else table
+    rest = [column for column in table.columns if column not in COLUMNS]
+    return table[COLUMNS + rest].sort_values("observation", ignore_index=True)

@@ -1,0 +1,73 @@
+"""What options say: text to a guidance, a period or a device, and outputs that cannot be written, found out early."""
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lsda_fast.errors import InputError
+
+__all__ = ["check_output", "check_plots", "guidance_of", "period_of", "pick_device"]
+
+
+def guidance_of(name: str, inner: str, prior_covariance: str) -> Any:
+    """The guidance that ``--guidance``, ``--inner`` and ``--prior-covariance`` name."""
+    from lsda_fast import guidance as g
+
+    inner_solvers = {"gauss_newton": g.GaussNewton, "adam": g.Adam, "lbfgs": g.LBFGS}
+    if inner not in inner_solvers:
+        raise InputError(f"--inner {inner!r} is unknown; accepted: {', '.join(inner_solvers)}")
+    choices: dict[str, Callable[[], g.Guidance]] = {
+        "lo": lambda: g.LatentOptimization(inner_solvers[inner](), prior_covariance=prior_covariance),
+        "mmps": g.MMPS,
+        "dps": g.DPS,
+        "repaint": g.Repaint,
+        "none": g.ObsFree,
+    }
+    if name not in choices:
+        raise InputError(f"--guidance {name!r} is unknown; accepted: {', '.join(choices)}")
+    return choices[name]()
+
+
+def period_of(text: str | None, option: str) -> tuple[str, str] | None:
+    """First and last of FIRST/LAST."""
+    if text is None:
+        return None
+    parts = text.split("/")
+    if len(parts) != 2 or not all(parts):
+        raise InputError(f"{option} {text!r}; accepted is FIRST/LAST, such as 2000-01-01/2006-12-31")
+    return parts[0], parts[1]
+
+
+def pick_device(name: str) -> str:
+    """The device by torch's name; InputError where there is none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind):
+        raise InputError(f"--device {name!r} is unknown; accepted: cpu, cuda, cuda:1, auto")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch {torch.__version__} sees no CUDA device here")
+    return name
+
+
+def check_output(path: Path) -> None:
+    """Refuse before the work what cannot be written after it."""
+    if path.suffix not in (".nc", ".zarr"):
+        raise InputError(f"--output {path}; accepted are names that end in .nc or .zarr")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {path}: its folder does not exist")
+    if not os.access(path.parent, os.W_OK) or (path.suffix == ".nc" and path.is_dir()):
+        raise InputError(f"--output {path} cannot be written; accepted is a file in a folder that is open to writing")
+
+
+def check_plots(folder: Path) -> None:
+    """Refuse a page that cannot be drawn or written."""
+    if find_spec("matplotlib") is None:
+        raise InputError("maps need matplotlib: pip install 'lsda_fast[plots]'")
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{folder} cannot be written; accepted is a folder, or a new name in one")

@@ -1,0 +1,236 @@
+"""The trained model: state, schedule and networks together, made of a user's modules or read from a folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lsda_fast.diffusion.prediction import check_prediction
+from lsda_fast.diffusion.schedule import Schedule
+from lsda_fast.errors import InputError
+from lsda_fast.grid import Normalization
+from lsda_fast.layout import StateLayout
+from lsda_fast.models import Whitening
+from lsda_fast.package.architectures import Architecture, load_modules, users_modules
+from lsda_fast.package.files import FORMAT, read_manifest, write_package
+from lsda_fast.package.prior import analysis_prior
+from lsda_fast.prior import Prior
+
+__all__ = ["Package"]
+
+
+@dataclass
+class Package:
+    """A trained model.
+
+    Parameters
+    ----------
+    layout : StateLayout
+        Grid and channels of the state.
+    normalization : Normalization
+    schedule : Schedule
+    prediction : str
+        ``eps``, ``x0``, ``v``, ``score`` or ``wiener``.
+    modules : dict of str to nn.Module
+        ``autoencoder`` (with ``encode``, ``decode``, ``latent_shape``), ``denoiser`` of (z_t, Level, background
+        latent) to F, and perhaps ``whitening`` and ``forecaster``.
+    architectures : dict of str to Architecture
+        How to rebuild each module.
+    reconstruction_error : np.ndarray, shape (C,)
+        RMSE of decode(encode(x)) per channel, normalised: the autoencoder's part of R.
+    observation_std : dict of str to float
+        Default observation error per channel, in its units.
+    lead_hours : float
+        Lead of the forecaster.
+    whitened : bool
+        Whether the denoiser works on u = S^-1/2 (z - z_b); otherwise on z, and S serves ``stationary`` alone.
+    provenance : dict
+    """
+
+    layout: StateLayout
+    normalization: Normalization
+    schedule: Schedule
+    prediction: str
+    modules: dict[str, nn.Module]
+    architectures: dict[str, Architecture]
+    reconstruction_error: np.ndarray
+    observation_std: dict[str, float] = field(default_factory=dict)
+    lead_hours: float = 24.0
+    whitened: bool = True
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_prediction(self.prediction)
+        C = self.layout.shape[0]
+        if np.shape(self.reconstruction_error) != (C,):
+            raise InputError(
+                f"reconstruction_error has shape {np.shape(self.reconstruction_error)}; "
+                f"accepted is ({C},), one per channel"
+            )
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    @classmethod
+    def from_modules(
+        cls,
+        *,
+        encoder: Callable[[Tensor], Tensor],
+        decoder: Callable[[Tensor], Tensor],
+        denoiser: Callable[..., Tensor],
+        latent_shape: tuple[int, ...],
+        prediction: str,
+        schedule: Schedule,
+        layout: StateLayout,
+        normalization: Normalization,
+        reconstruction_error: np.ndarray | None = None,
+        whitening: Whitening | None = None,
+        whitened: bool = False,
+        **rest: Any,
+    ) -> "Package":
+        """Wrap a user's own torch modules.
+
+        Parameters
+        ----------
+        encoder, decoder : callable
+            (M, C, H, W) normalised state to latent (M, *latent_shape), and back.
+        denoiser : callable
+            ``denoiser(z_t, t, z_b)`` with t (M,) the schedule's time and z_b (M, *latent_shape), returning the
+            prediction of the declared type.
+        whitening : Whitening, optional
+            The covariance of the background's latent error, for ``prior_covariance="stationary"``.
+
+        Saving keeps the weights of torch modules, and of modules whose methods came; loading such a package
+        needs the callables again: ``Package.load(path, modules={"encoder": ..., "decoder": ..., "denoiser": ...})``.
+        """
+        modules, architectures = users_modules(encoder, decoder, denoiser, latent_shape, whitening)
+        error = np.zeros(layout.shape[0], np.float32) if reconstruction_error is None else reconstruction_error
+        return cls(
+            layout, normalization, schedule, prediction, modules, architectures, error, whitened=whitened, **rest
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        return tuple(self.autoencoder.latent_shape)
+
+    @property
+    def autoencoder(self) -> Any:
+        """The autoencoder."""
+        return self.modules["autoencoder"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks."""
+        return next((p.dtype for m in self.modules.values() for p in m.parameters()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next((p.device for m in self.modules.values() for p in m.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> "Package":
+        """Move every module."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+    def normalize(self, states: np.ndarray) -> Tensor:
+        """Physical states (..., C, H, W) to a normalised tensor on the package's device."""
+        x = torch.from_numpy(np.ascontiguousarray(self.normalization.normalize(states), dtype=np.float32))
+        return x.to(self.device, self.dtype)
+
+    def denormalize(self, x: Tensor) -> np.ndarray:
+        """Normalised states to physical numpy arrays."""
+        return np.asarray(self.normalization.denormalize(x.detach().cpu().float().numpy()))
+
+    def prior(self, background: Tensor, *, calendar: Tensor | None = None, correction: bool = True) -> Prior:
+        """The prior p(z | z_b) of one analysis.
+
+        Parameters
+        ----------
+        background : Tensor, shape (C, H, W) or latent_shape
+            Normalised background state, or its latent.
+        calendar : Tensor, shape (n,), optional
+            The background's time, for denoisers that read it.
+        correction : bool
+            Whether the learned denoiser is used. Without, the prior is the linear-Gaussian one of the whitening
+            alone, and the analysis is 3D-Var in the latent (whitened packages only).
+
+        Raises
+        ------
+        InputError
+            A background of another shape, or ``correction=False`` for a package without whitening.
+        """
+        return analysis_prior(self, background, calendar=calendar, correction=correction)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the package; an existing one is replaced only when the new one is whole.
+
+        ``dtype`` is the precision of matrices on disk; vectors stay as they are, because a variance may be too
+        small for float16. All load as float32.
+
+        Raises
+        ------
+        InputError
+            Something else than a package is there already.
+        """
+        return write_package(Path(path), self.manifest(), self.modules, dtype)
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything but the weights, as plain values."""
+        return {
+            "format": FORMAT,
+            "layout": self.layout.to_dict(),
+            "normalization": self.normalization.to_dict(),
+            "schedule": self.schedule.to_dict(),
+            "prediction": self.prediction,
+            "whitened": self.whitened,
+            "lead_hours": self.lead_hours,
+            "architectures": {name: {"name": a.name, "settings": a.settings} for name, a in self.architectures.items()},
+            "reconstruction_error": [float(e) for e in self.reconstruction_error],
+            "observation_std": self.observation_std,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path, *, modules: Mapping[str, Callable[..., Tensor]] | None = None) -> "Package":
+        """Read a package.
+
+        Parameters
+        ----------
+        path : path of the folder
+        modules : mapping, optional
+            For a package of ``from_modules``: its ``encoder``, ``decoder`` and ``denoiser``, which are given the
+            package's weights.
+
+        Raises
+        ------
+        InputError
+            No such package, a format or architecture that is not known, a file that is missing, has another size or
+            hash, or lies outside the folder.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        try:
+            architectures = {
+                name: Architecture(a["name"], a["settings"]) for name, a in manifest["architectures"].items()
+            }
+            rest: tuple[Any, ...] = (
+                np.array(manifest["reconstruction_error"], np.float32),
+                {str(name): float(std) for name, std in manifest["observation_std"].items()},
+                float(manifest["lead_hours"]),
+                bool(manifest["whitened"]),
+                dict(manifest["provenance"]),
+            )
+            layout = StateLayout.from_dict(manifest["layout"])
+            normalization = Normalization.from_dict(manifest["normalization"])
+            schedule = Schedule(**manifest["schedule"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            file = path / "manifest.json"
+            raise InputError(f"{file}: a value that is not understood: {error!r}") from error
+        built = load_modules(path, architectures, manifest["files"], modules or {})
+        return cls(layout, normalization, schedule, manifest["prediction"], built, architectures, *rest)

@@ -1,0 +1,146 @@
+"""The prior p(z | z_b) of one analysis, from a package and a background: what the sampler sees of the model.
+
+Of a whitened package the sampler's variable is u = S^-1/2 (z - z_b): the state is D(z_b + S^1/2 u), and the covariance
+of u is the identity. Of a plain one it is z itself, around z_b, with the variance and covariance of S where there is
+one. The denoiser's prediction becomes E[z | z_t, z_b] here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lsda_fast.diffusion.noise import normal
+from lsda_fast.diffusion.prediction import to_clean
+from lsda_fast.diffusion.schedule import Level
+from lsda_fast.errors import InputError
+from lsda_fast.models import FullWhitening, Whitening
+from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.package.external import External
+from lsda_fast.prior import EigenCovariance, Prior
+
+if TYPE_CHECKING:
+    from lsda_fast.package.package import Package
+
+__all__ = ["analysis_prior"]
+
+
+@torch.no_grad()
+def analysis_prior(
+    package: "Package", background: Tensor, *, calendar: Tensor | None = None, correction: bool = True
+) -> Prior:
+    """The prior of one analysis; see ``Package.prior``."""
+    z_b = _background_latent(package, background)
+    if package.whitened and "whitening" not in package.modules:
+        raise InputError("the package says that it is whitened but holds no whitening")
+    if not correction and not package.whitened:
+        raise InputError("correction=False needs a whitened package: only there is the linear-Gaussian part a prior")
+    common: dict[str, Any] = {
+        "schedule": package.schedule,
+        "latent_shape": package.latent_shape,
+        "denoise": _denoise(package, z_b, calendar) if correction else _linear_gaussian,
+        "tangent": _tangent(package, z_b),
+        "dtype": package.dtype,
+        "device": package.device,
+    }
+    return (_whitened if package.whitened else _plain)(package, z_b, common)
+
+
+def _background_latent(package: "Package", background: Tensor) -> Tensor:
+    """The background's latent (1, *latent_shape), from the latent itself or from the state."""
+    background = background.to(package.device, package.dtype)
+    if tuple(background.shape) == package.layout.shape:
+        return package.autoencoder.encode(background[None])
+    if tuple(background.shape) == package.latent_shape:
+        return background[None]
+    raise InputError(
+        f"background has shape {tuple(background.shape)}; accepted is the state's {package.layout.shape} "
+        f"or the latent's {package.latent_shape}"
+    )
+
+
+def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any]) -> Prior:
+    autoencoder, whitening = package.autoencoder, package.modules["whitening"]
+    assert isinstance(whitening, Whitening)
+    return Prior(
+        decode=lambda u: autoencoder.decode(z_b + whitening.color(u)),
+        encode=lambda x: whitening.whiten(autoencoder.encode(x) - z_b),
+        variance=torch.ones(package.latent_shape, dtype=package.dtype, device=package.device),
+        **common,
+    )
+
+
+def _plain(package: "Package", z_b: Tensor, common: dict[str, Any]) -> Prior:
+    autoencoder, whitening = package.autoencoder, package.modules.get("whitening")
+    covariance = None
+    if isinstance(whitening, FullWhitening):
+        covariance = EigenCovariance(whitening.vectors, whitening.variance)
+    return Prior(
+        decode=autoencoder.decode,
+        encode=autoencoder.encode,
+        covariance=covariance,
+        variance=_variance(whitening, package.latent_shape),
+        origin=z_b[0],
+        **common,
+    )
+
+
+def _variance(whitening: nn.Module | None, latent_shape: tuple[int, ...]) -> Tensor | None:
+    """Variance per latent of the background's error."""
+    if whitening is None:
+        return None
+    if isinstance(whitening, FullWhitening):
+        return (whitening.vectors.square() @ whitening.variance).reshape(latent_shape)
+    std = getattr(whitening, "std", None)
+    return std.square().expand(latent_shape).clone() if isinstance(std, Tensor) else None
+
+
+def _denoise(package: "Package", z_b: Tensor, calendar: Tensor | None) -> Callable[[Tensor, Level], Tensor]:
+    """E[z | z_t, z_b] by the package's denoiser."""
+
+    def denoise(z_t: Tensor, level: Level) -> Tensor:
+        season = None if calendar is None else calendar.to(z_t).expand(len(z_t), -1)
+        F = _predict(package, z_t, level, z_b.expand(len(z_t), *z_b.shape[1:]), season)
+        return to_clean(package.prediction, F, z_t, level)
+
+    return denoise
+
+
+def _predict(package: "Package", z_t: Tensor, level: Level, z_b: Tensor, calendar: Tensor | None) -> Tensor:
+    denoiser = package.modules["denoiser"]
+    if isinstance(denoiser, External):
+        return denoiser(z_t, torch.full((len(z_t),), level.t, dtype=z_t.dtype, device=z_t.device), z_b)
+    return denoiser(z_t, level, z_b, calendar)
+
+
+def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
+    """E[u | u_t] of u ~ N(0, I): the whitened prior without the learned correction."""
+    return to_clean("wiener", torch.zeros_like(z_t), z_t, level)
+
+
+def _tangent(package: "Package", z_b: Tensor) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
+    """The decoder's stand-in around a background latent, fitted when first asked for."""
+    (_, H, W), whitening = package.layout.shape, package.modules.get("whitening")
+    if len(package.latent_shape) != 3 or H % package.latent_shape[1] or W % package.latent_shape[2]:
+        return None
+    k, h, w = package.latent_shape
+    count = max(16, math.ceil(4 * 9 * k / (h * w)))
+    if count > 256:
+        return None  # too few places to fit a convolution to
+    color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
+    made: list[Callable[[Tensor], Tensor]] = []
+
+    def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
+        if not made:
+            u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
+            grid = package.layout.grid
+            fitted = PatchTangent(
+                package.autoencoder.decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles
+            )
+            made.append((lambda v: fitted(color(v))) if package.whitened else fitted)
+        return made[0]
+
+    return make

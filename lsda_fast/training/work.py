@@ -1,0 +1,110 @@
+"""The working folder of a training run: whose it is, and the stages that it has finished.
+
+``config.json`` and ``states.json`` say which configuration and which states the folder belongs to; ``<stage>.pt``
+holds the weights of a finished stage, ``<stage>.checkpoint`` where an unfinished one is.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lsda_fast.errors import InputError
+from lsda_fast.models import build
+from lsda_fast.package import Architecture
+from lsda_fast.training.config import Optimization, TrainingConfig
+from lsda_fast.training.data import States
+from lsda_fast.training.loop import Log, Loss, fit
+
+__all__ = ["Work", "check_claim", "claim"]
+
+
+def check_claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
+    """Make sure that the folder is free, or belongs to this configuration."""
+    record = folder / "config.json"
+    if not record.exists():
+        return
+    if not resume:
+        raise InputError(f"{folder} holds an earlier run; go on with --resume, or remove it")
+    if json.loads(record.read_text()) != json.loads(_record(config)):
+        raise InputError(f"{folder} holds a run of another configuration; accepted is the same one, or another output")
+
+
+def claim(folder: Path, config: TrainingConfig, states: States) -> None:
+    """Make the folder, and record whose it is; InputError where it belongs to other states."""
+    record = folder / "states.json"
+    # Absent in a new folder, and in one that was made before states were recorded.
+    if record.exists():
+        before = json.loads(record.read_text())
+        other = [part for part, value in states.fingerprint.items() if before.get(part) != value]
+        if other:
+            raise InputError(
+                f"{folder} holds a run of states with other {', '.join(other)}; "
+                "accepted are the same states, or another output"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(_record(config))
+    record.write_text(json.dumps(states.fingerprint, indent=1))
+
+
+def _record(config: TrainingConfig) -> str:
+    return config.model_dump_json(by_alias=True, indent=1)
+
+
+class Work:
+    """Builds the networks of a run, trains them, and keeps what is finished.
+
+    Parameters
+    ----------
+    folder : Path
+    config : TrainingConfig
+    device : torch.device
+    log : Log
+    """
+
+    def __init__(self, folder: Path, config: TrainingConfig, device: torch.device, log: Log) -> None:
+        self.folder, self.config, self.device, self.log = folder, config, device, log
+
+    def build(self, registry: Mapping[str, Any], architecture: Architecture, seed: int) -> nn.Module:
+        """A network as it begins, from its own seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed + seed)
+            return build(dict(registry), architecture.name, architecture.settings).to(self.device)
+
+    def stage(self, module: nn.Module, name: str, run: Callable[[], Any]) -> None:
+        """Load a finished stage, or run it and keep it."""
+        path = self.folder / f"{name}.pt"
+        if path.exists():
+            module.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        else:
+            run()
+            torch.save(module.state_dict(), path.with_suffix(".partial"))
+            path.with_suffix(".partial").replace(path)
+        module.eval().requires_grad_(False)
+
+    def fit(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        samples: int,
+        optimization: Optimization,
+        stage: str,
+        seed: int,
+        validate: Callable[[Any], float],
+    ) -> None:
+        """Train in place, with the stage's log and checkpoint."""
+        fit(
+            module,
+            loss,
+            samples,
+            optimization,
+            stage=stage,
+            seed=self.config.seed + seed,
+            log=self.log,
+            validate=validate,
+            checkpoint=self.folder / f"{stage}.checkpoint",
+            checkpoint_minutes=self.config.checkpoint_minutes,
+        )
