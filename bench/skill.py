@@ -27,7 +27,7 @@ LO = LatentOptimization(GaussNewton(outer=1, cg=6, halvings=0, precondition=5))
 METHODS: dict[str, tuple[Guidance, int, bool]] = {
     "ObsFree": (ObsFree(), 8, True),
     "Repaint": (Repaint(), 16, True),
-    "DPS": (DPS(), 24, True),
+    "DPS": (DPS(), 12, True),
     "MMPS": (MMPS(), 6, True),
     "LO-SDA": (LO, 2, True),
     "LO-SDA, linear-Gaussian prior": (LO, 2, False),

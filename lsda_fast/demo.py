@@ -30,7 +30,7 @@ FRACTIONS = (0.01, 0.05)
 METHODS: Mapping[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 8),
     "Repaint": (Repaint(), 16),
-    "DPS": (DPS(), 24),
+    "DPS": (DPS(), 12),
     "LO-SDA": (LatentOptimization(GaussNewton(outer=1, cg=6, halvings=0, precondition=5)), 2),
 }
 SHOWN = ("z500", "t850", "u300", "q850", "sp")

@@ -1,5 +1,6 @@
 """Training: the same weights after an interruption, losses that agree with the sampler, and doors that stay shut."""
 
+import json
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -186,6 +187,11 @@ def test_a_working_folder_belongs_to_one_run(globe: tuple[Path, Package]) -> Non
         train(GLOBE, TrainingConfig(**GLOBAL), folder)
     with pytest.raises(InputError, match="holds a run of another configuration"):
         train(GLOBE, TrainingConfig(**GLOBAL, seed=1), folder, resume=True)
+    # A setting that has come since the record counts as its default.
+    record = Path(f"{folder}.work") / "config.json"
+    earlier = json.loads(record.read_text())
+    del earlier["denoiser"]["networks"]
+    record.write_text(json.dumps(earlier))
     again = train(GLOBE, TrainingConfig(**GLOBAL), folder, resume=True)
     assert again.manifest() == package.manifest()
 

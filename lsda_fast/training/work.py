@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from lsda_fast.errors import InputError
@@ -29,7 +30,12 @@ def check_claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
         return
     if not resume:
         raise InputError(f"{folder} holds an earlier run; go on with --resume, or remove it")
-    if json.loads(record.read_text()) != json.loads(_record(config)):
+    try:
+        # A setting that the record does not know had its default.
+        earlier = TrainingConfig.model_validate_json(record.read_text())
+    except ValidationError:
+        earlier = None
+    if earlier != config:
         raise InputError(f"{folder} holds a run of another configuration; accepted is the same one, or another output")
 
 
