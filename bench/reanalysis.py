@@ -20,7 +20,7 @@ import torch
 
 from lsda_fast.baselines import OptimalInterpolation
 from lsda_fast.datasets import open_states
-from lsda_fast.guidance import DPS, MMPS, Guidance, LatentOptimization, Likelihood, ObsFree, Repaint
+from lsda_fast.guidance import DPS, MMPS, GaussNewton, Guidance, LatentOptimization, Likelihood, ObsFree, Repaint
 from lsda_fast.models import build
 from lsda_fast.models.forecaster import Forecaster
 from lsda_fast.observations import ObservationOperator
@@ -31,12 +31,14 @@ from lsda_fast.training.data import States, load_states
 from lsda_fast.twin import column_observations
 from lsda_fast.verification import Scores, paired_bootstrap
 
+SOLVE = GaussNewton(outer=1, cg=16, halvings=0)  # the decoder is linear
 METHODS: dict[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 16),
     "Repaint": (Repaint(), 32),
     "DPS": (DPS(), 64),
     "MMPS": (MMPS(), 16),
-    "LO-SDA": (LatentOptimization(), 3),
+    "LO-SDA": (LatentOptimization(SOLVE, prior_covariance="tweedie", lanczos=0), 3),
+    "LO-SDA, isotropic": (LatentOptimization(SOLVE), 3),
 }
 
 
@@ -116,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
             )
             for name in arguments.methods:
                 guidance, steps = METHODS[name]
-                if name == "LO-SDA" and arguments.steps:
+                if name.startswith("LO-SDA") and arguments.steps:
                     steps = arguments.steps
                 begin = time.perf_counter()
                 prior = package.prior(x_b, correction=not arguments.no_correction)

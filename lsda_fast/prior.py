@@ -95,6 +95,7 @@ class Linearization:
     def __init__(
         self, function: Callable[[Tensor], Tensor], point: Tensor, evaluations: Counter[str], name: str
     ) -> None:
+        point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
         self._function, self._point, self._evaluations, self._name = function, point, evaluations, name
         pair: Any = torch.func.vjp(function, point)
         self.value: Tensor = pair[0]
@@ -104,9 +105,17 @@ class Linearization:
     def jvp(self, v: Tensor) -> Tensor:
         """J v."""
         self._evaluations[f"{self._name}_jvp"] += len(v)
-        return torch.func.jvp(self._function, (self._point,), (v,))[1]
+        return torch.func.jvp(self._function, (self._point,), (v.contiguous(),))[1]
 
     def vjp(self, u: Tensor) -> Tensor:
         """J' u."""
         self._evaluations[f"{self._name}_vjp"] += len(u)
         return self._vjp(u)[0]
+
+    def jacobian(self) -> Tensor:
+        """J of every member, (M, n', n) of the flattened value and point."""
+        n = self.value[0].numel()
+        rows = torch.eye(n, dtype=self.value.dtype, device=self.value.device).reshape(n, 1, *self.value.shape[1:])
+        self._evaluations[f"{self._name}_vjp"] += n * len(self.value)
+        J = torch.func.vmap(lambda u: self._vjp(u.expand_as(self.value))[0])(rows)
+        return J.flatten(2).transpose(0, 1)

@@ -179,7 +179,8 @@ def moments(guidance: Guidance, problem: LinearGaussian, **settings: object) -> 
             rows += size
         z_t = torch.cat([z, z[:1].expand(rows - len(z), n)])
         last = i + 1 == len(levels)
-        context = _UnitDraws(prior, likelihood, level, last, 0, tuple(range(rows)), tuple(first), rows)
+        members = tuple(range(rows))
+        context = _UnitDraws(prior, likelihood, level, last, 0, members, first=tuple(first), rows=rows)
         z = _step(guidance, solver, z_t, context, CLEAN if last else levels[i + 1], memory)
         mean, columns = z[0], z[1:] - z[0]
         if not deterministic:

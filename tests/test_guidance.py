@@ -95,15 +95,15 @@ def test_every_covariance_has_its_own_optimum(problem, name):
     torch.testing.assert_close(guidance.guide(z_t, here).z0, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PRIOR_COVARIANCES)
-def test_apply_and_sample_belong_to_one_covariance(problem, name):
+@pytest.mark.parametrize(("name", "lanczos"), [*((name, 50) for name in PRIOR_COVARIANCES), ("tweedie", 0)])
+def test_apply_and_sample_belong_to_one_covariance(problem, name, lanczos):
     t = 0.6
     z_t = noisy(problem, t)
     here = context(problem, t)
     rows = torch.eye(50, dtype=torch.float64)
     here = replace(here, members=tuple(range(50)))
     denoiser = here.linearize_denoiser(z_t[:1].repeat(50, 1)) if name == "tweedie" else None
-    covariance = latent_covariance(name, here, denoiser, lanczos=50)
+    covariance = latent_covariance(name, here, denoiser, lanczos=lanczos)
     C, root = covariance.apply(rows), covariance.sample(rows)
     torch.testing.assert_close(C, C.T, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(root.T @ root, C, rtol=1e-6, atol=1e-8)
@@ -117,6 +117,22 @@ def test_tweedie_symmetrises_a_derivative_that_is_not_symmetric():
     denoiser = here.linearize_denoiser(torch.zeros(6, 6, dtype=torch.float64))
     C = latent_covariance("tweedie", here, denoiser).apply(torch.eye(6, dtype=torch.float64))
     torch.testing.assert_close(C, level.sigma**2 / level.alpha * (A + A.T) / 2)
+
+
+def test_a_derivative_in_full_is_the_products_without_its_negative_part():
+    A = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    prior = Prior(None, (6,), lambda z, t: (z @ A.T).sinh(), lambda z: z, dtype=torch.float64)  # type: ignore[arg-type]
+    here = Context(prior, None, Level(0, 0.5, 0.8, 0.6), False, 0, (0, 1))  # type: ignore[arg-type]
+    z = torch.tensor([[0.3], [-0.2]], dtype=torch.float64).expand(2, 6)
+    denoiser = here.linearize_denoiser(z)
+    rows = torch.eye(6, dtype=torch.float64)
+    C = torch.stack([latent_covariance("tweedie", here, denoiser).apply(row.expand(2, 6)) for row in rows], dim=1)
+    values, vectors = torch.linalg.eigh(C)
+    assert (values < -0.01).any()
+    positive = (vectors * values.clamp_min(0)[:, None]) @ vectors.mT
+    v = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    full = latent_covariance("tweedie", here, denoiser, lanczos=0)
+    torch.testing.assert_close(full.apply(v), (positive @ v[..., None])[..., 0])
 
 
 def test_gauss_newton_and_tweedie_agree_on_a_nonlinear_decoder(problem):
@@ -257,6 +273,12 @@ def test_guiding_works_with_an_image_shaped_latent(problem):
             "accepted: isotropic, diagonal, stationary, tweedie",
         ),
         (lambda p: latent_covariance("tweedie", context(p, 0.5)), "needs the derivative of the denoiser"),
+        (
+            lambda p: latent_covariance(
+                "tweedie", context(p, 0.5), Linearization(lambda z: z, torch.zeros(1, 2000), Counter(), "d"), lanczos=0
+            ),
+            "a derivative of 2000 x 2000 in full; accepted is a latent of up to 1024",
+        ),
         (
             lambda p: latent_covariance("diagonal", context(replace(p, prior=replace(p.prior, variance=None)), 0.5)),
             "needs a prior with a variance per latent",

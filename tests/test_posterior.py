@@ -45,9 +45,10 @@ def test_latent_optimization_samples_the_posterior(few, tolerances, kind, steps)
     tolerances.assert_samples(z, problem.mean, problem.covariance)
 
 
-def test_tweedie_samples_the_posterior(few, tolerances):
+@pytest.mark.parametrize("lanczos", [20, 0])
+def test_tweedie_samples_the_posterior(few, tolerances, lanczos):
     problem = few["correlated"]
-    guidance = LatentOptimization(FEW, prior_covariance="tweedie", lanczos=20)
+    guidance = LatentOptimization(FEW, prior_covariance="tweedie", lanczos=lanczos)
     tolerances.assert_samples(sample(guidance, problem, steps=2), problem.mean, problem.covariance)
 
 

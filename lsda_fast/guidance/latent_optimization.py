@@ -36,7 +36,7 @@ class LatentOptimization(Guidance):
     randomize : bool
         Members as samples (True) or as optima (False, the papers).
     lanczos : int
-        Lanczos steps of a ``tweedie`` sample.
+        Lanczos steps of a ``tweedie`` sample; 0 takes the denoiser's derivative in full, for small latents.
     """
 
     solver: ClassVar[str] = "renoise"

@@ -51,7 +51,7 @@ class PatchTangent:
         ridge: float = 1e-3,
     ) -> None:
         self.periodic, self.poles = periodic, poles
-        dx = Linearization(decode, z.repeat(len(increments), 1, 1, 1), evaluations, "decoder").jvp(increments)
+        dx = Linearization(decode, z.expand_as(increments), evaluations, "decoder").jvp(increments)
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
         rows = self._neighbourhoods(increments).flatten(0, 1).double()
         targets = F.unfold(dx, self.patch, stride=self.patch).mT.flatten(0, 1).double()
