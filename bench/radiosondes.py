@@ -17,10 +17,12 @@ import pandas as pd
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.forecast import forecast
+from lsda_fast.guidance import LatentOptimization
 from lsda_fast.observations import ObservationOperator, Observations
 from lsda_fast.package import Package
 
 TIME, BEFORE = "2008-12-08T12", "2008-12-07T12"
+GUIDANCE = LatentOptimization(prior_covariance="tweedie")
 STD = {"t850": 1.0, "z500": 100.0}
 
 
@@ -61,7 +63,7 @@ def withheld_departures(
     rows = []
     for kept in itertools.islice(itertools.combinations(range(len(places)), len(places) // 2), 0, None, every):
         used = np.isin(station, kept)
-        result = Assimilator(package)(background, table.select(used, "withheld"), members=members, seed=0)
+        result = Assimilator(package, GUIDANCE)(background, table.select(used, "withheld"), members=members, seed=0)
         others = ObservationOperator.stations(table.select(~used), package.layout, package.normalization)
         departure = {}
         for name, state in (("O-B", result.background), ("O-A", result.mean)):

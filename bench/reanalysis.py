@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[Guidance, int]] = {
     "Repaint": (Repaint(), 32),
     "DPS": (DPS(), 64),
     "MMPS": (MMPS(), 16),
-    "LO-SDA": (LatentOptimization(SOLVE, prior_covariance="tweedie", lanczos=0), 3),
+    "LO-SDA": (LatentOptimization(SOLVE, prior_covariance="tweedie"), 3),
     "LO-SDA, isotropic": (LatentOptimization(SOLVE), 3),
 }
 

@@ -24,7 +24,7 @@ from lsda_fast.prior import Linearization
 __all__ = ["PRIOR_COVARIANCES", "LatentCovariance", "latent_covariance"]
 
 PRIOR_COVARIANCES = ("isotropic", "diagonal", "stationary", "tweedie")
-_LARGEST = 1024
+_SMALL, _LARGEST = 256, 1024  # numbers of a latent whose derivative is taken in full by itself, or when asked
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LatentCovariance:
 
 
 def latent_covariance(
-    name: str, context: Context, denoiser: Linearization | None = None, *, lanczos: int = 16
+    name: str, context: Context, denoiser: Linearization | None = None, *, lanczos: int | None = None
 ) -> LatentCovariance:
     """C_t by name.
 
@@ -47,8 +47,9 @@ def latent_covariance(
     context : Context
     denoiser : Linearization
         The clean estimate at z_t; ``tweedie`` alone needs it.
-    lanczos : int
-        Lanczos steps of a ``tweedie`` sample; 0 takes J in full.
+    lanczos : int, optional
+        Lanczos steps of a ``tweedie`` sample; 0 takes J in full. When not given: 0 for latents of up to 256 numbers,
+        16 for others.
 
     Raises
     ------
@@ -73,6 +74,8 @@ def latent_covariance(
         if denoiser is None:
             raise InputError("prior_covariance='tweedie' needs the derivative of the denoiser")
         factor = 0.5 * context.level.sigma**2 / context.level.alpha
+        if lanczos is None:
+            lanczos = 0 if denoiser.value[0].numel() <= _SMALL else 16
         if lanczos == 0:
             return _from_half(_dense_half(factor, denoiser))
         apply = lambda v: factor * (denoiser.jvp(v) + denoiser.vjp(v))  # noqa: E731

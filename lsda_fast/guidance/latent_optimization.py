@@ -35,8 +35,9 @@ class LatentOptimization(Guidance):
         C_t; ``tweedie`` goes with ``GaussNewton`` alone.
     randomize : bool
         Members as samples (True) or as optima (False, the papers).
-    lanczos : int
-        Lanczos steps of a ``tweedie`` sample; 0 takes the denoiser's derivative in full, for small latents.
+    lanczos : int, optional
+        Lanczos steps of a ``tweedie`` sample; 0 takes the denoiser's derivative in full. When not given: 0 for latents
+        of up to 256 numbers, 16 for others.
     """
 
     solver: ClassVar[str] = "renoise"
@@ -47,7 +48,7 @@ class LatentOptimization(Guidance):
     inner: InnerSolver = field(default_factory=GaussNewton)
     prior_covariance: str = "isotropic"
     randomize: bool = True
-    lanczos: int = 16
+    lanczos: int | None = None
 
     def __post_init__(self) -> None:
         if self.prior_covariance == "tweedie" and not isinstance(self.inner, GaussNewton):
