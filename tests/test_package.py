@@ -182,7 +182,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown module": (manifest(lambda m: m["architectures"].update(virus={"name": "x", "settings": {}})), "'virus'"),
     "unknown architecture": (
         manifest(lambda m: m["architectures"]["denoiser"].update(name="unet")),
-        "'unet' is unknown; accepted: transformer",
+        "'unet' is unknown; accepted: ensemble, transformer",
     ),
     "unknown setting": (
         manifest(lambda m: m["architectures"]["denoiser"]["settings"].update(colour=1)),
