@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
-SETUP := Makefile pyproject.toml setup.py constraints.txt requirements-peers.txt
+NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+SETUP := Makefile pyproject.toml setup.py constraints.txt requirements-peers.txt $(NATIVE)
 NATURE := .venv-nature
 
 .PHONY: demo test lint nature-env clean
@@ -19,6 +20,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 # The generator behind the built-in package, apart: 1.6 GB of JAX.
 nature-env: $(NATURE)/.installed

@@ -37,7 +37,7 @@ def report() -> list[Row]:
     list of Row
         (item, value, note), all strings.
     """
-    return [*installation(), *devices(), *optional_packages(), *backends(), *contents()]
+    return [*installation(), *devices(), *optional_packages(), *backends(), *operations(), *contents()]
 
 
 def installation() -> list[Row]:
@@ -102,6 +102,22 @@ def backends() -> list[Row]:
         Row("backend fused", "not built in this version"),
         Row("backend onnx", "not built in this version"),
     ]
+
+
+def operations() -> list[Row]:
+    """The native module, and which implementation each operation takes on the CPU, and why."""
+    from lsda_fast.kernels import native
+    from lsda_fast.kernels.registry import report as choices
+
+    cpu, missing = native.load()
+    if missing:
+        module = Row("C++ kernels", "missing", missing)
+    else:
+        built = cpu.build_info()
+        module = Row(
+            "C++ kernels", "available", f"version {built['abi']}, compiler {built['compiler']}, {cpu.__file__}"
+        )
+    return [module, *(Row(f"operation {c.operation}", c.implementation, c.reason) for c in choices())]
 
 
 def contents() -> list[Row]:

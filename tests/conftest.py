@@ -32,6 +32,12 @@ def tolerances() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def checks() -> ModuleType:
+    """``kernel_checks.py``: what every native operation is held to."""
+    return _load("kernel_checks")
+
+
+@pytest.fixture(scope="session")
 def azula() -> SimpleNamespace:
     """The peer's modules; what needs them is skipped, and says so, where it cannot be imported."""
     names = (

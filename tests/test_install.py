@@ -1,9 +1,10 @@
-"""Installations: public names, checkout, editable and wheel, build switches, pins, ``lsda doctor``."""
+"""Installations: public names, checkout, editable, wheel and sdist, the native build, pins, ``lsda doctor``."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError
@@ -25,6 +26,7 @@ SOURCES = (
     "pyproject.toml",
     "setup.py",
     "MANIFEST.in",
+    "constraints.txt",
     "README.md",
     "LICENSE",
 )
@@ -53,7 +55,7 @@ def source(tmp_path: Path) -> Path:
     """A copy of what a checkout holds: builds leave their folders there and not here."""
     folder = tmp_path / "source"
     folder.mkdir()
-    skip = shutil.ignore_patterns("__pycache__", "*.so", ".gitkeep")
+    skip = shutil.ignore_patterns("__pycache__", "*.so", "*.missing.txt", ".gitkeep")
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=skip)
@@ -141,7 +143,6 @@ def test_wheel_holds_every_file_and_works_alone(source: Path, tmp_path: Path) ->
     ("variable", "value", "message"),
     [
         ("LSDA_BUILD_CPU", "maybe", "LSDA_BUILD_CPU=maybe; accepted: auto, on, off"),
-        ("LSDA_BUILD_CPU", "on", "LSDA_BUILD_CPU=on, but there is no csrc/bind/cpu_module.cpp to build"),
         ("LSDA_BUILD_CUDA", "on", "LSDA_BUILD_CUDA=on, but this version has no CUDA module to build"),
     ],
 )
@@ -156,6 +157,49 @@ def test_a_build_that_was_asked_for_is_never_left_out_in_silence(variable: str, 
     )
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def build(source: Path, library: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``setup.py build`` into a folder; with a compiler that fails, it fails at once."""
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", "--build-lib", str(library)],
+        cwd=source,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_a_compiler_the_package_is_plain_torch_and_says_why(source: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    broken = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
+    stopped = build(source, library, LSDA_BUILD_CPU="on", **broken)
+    assert stopped.returncode != 0
+    assert "no-such-compiler" in stopped.stderr
+    done = build(source, library, LSDA_BUILD_CPU="auto", **broken)
+    assert done.returncode == 0, done.stderr
+    code = "from lsda_fast.doctor import operations; print(*operations(), sep='\\n')"
+    rows = python("-c", code, cwd=tmp_path, PYTHONPATH=str(library), LSDA_REQUIRE="").splitlines()
+    assert "value='missing'" in rows[0]
+    assert "the build failed: " in rows[0]
+    assert "no-such-compiler" in rows[0]
+    assert len(rows) > 5
+    assert all("value='reference'" in row for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_sdist_holds_the_native_module(source: Path, tmp_path: Path) -> None:
+    python("setup.py", "-q", "sdist", "--dist-dir", str(tmp_path), cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"csrc/bind/cpu_module.cpp", "csrc/core/base.h", "kernels/registry.py", "constraints.txt"} <= names
+    site = tmp_path / "site"
+    pip = ("-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--target", str(site))
+    python(*pip, str(archive), cwd=tmp_path, LSDA_BUILD_CPU="on", LSDA_WERROR="1")
+    code = "from lsda_fast.kernels import native; print(native.load().cpu.__file__)"
+    assert python("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).startswith(str(site / "lsda_fast" / "_cpu."))
 
 
 def test_constraints_pin_what_the_project_accepts() -> None:

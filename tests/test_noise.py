@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lsda_fast.diffusion.noise import normal, philox
+from lsda_fast.diffusion.noise import normal
+from lsda_fast.kernels.noise import philox
 
 # Random123 1.14, examples/kat_vectors: philox4x32, 10 rounds.
 KNOWN_ANSWERS = [

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// lsda_fast._cpu: the operations on addresses and sizes. Everything is checked in Python (kernels/), where the tensors
+// are. The ending _32 or _64 says what the addresses of real numbers point to.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+const std::vector<std::string> kIsaNames = {"baseline", "x86-64-v3", "x86-64-v4"};
+
+std::string isa() { return kIsaNames[static_cast<size_t>(lsda::current_isa)]; }
+
+std::vector<std::string> isas() {
+  return {kIsaNames.begin(), kIsaNames.begin() + static_cast<int>(lsda::best_isa()) + 1};
+}
+
+void set_isa(const std::string& name) {
+  const std::vector<std::string> known = isas();
+  for (size_t i = 0; i < known.size(); ++i) {
+    if (known[i] == name) {
+      lsda::current_isa = static_cast<lsda::Isa>(i);
+      return;
+    }
+  }
+  throw py::value_error("instruction set " + name + " is not one of this processor");
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["abi"] = lsda::kAbi;
+  info["compiler"] = __VERSION__;
+#ifdef _OPENMP
+  info["openmp"] = _OPENMP;
+#else
+  info["openmp"] = 0;
+#endif
+  info["isas"] = isas();
+  info["tile"] = lsda::kTile;
+  return info;
+}
+
+template <class T>
+void obs_project(Address y, Address cost, Address x, Address index, Address weight, Address target, int64_t members,
+                 int64_t cells, int64_t observations, int64_t points, int threads) {
+  lsda::cpu::obs_project<T>({at<T>(y), nullptr, at<T>(x), at<int32_t>(index), at<T>(weight), at<T>(target), members,
+                             cells, observations, points},
+                            at<T>(cost), threads);
+}
+
+template <class T>
+void obs_adjoint(Address x, Address r, Address cell, Address length, Address observation, Address weight, Address tile,
+                 int64_t members, int64_t cells, int64_t observations, int threads) {
+  lsda::cpu::obs_adjoint<T>({at<T>(x), at<T>(r), at<int32_t>(cell), at<int32_t>(length), at<int32_t>(observation),
+                             at<T>(weight), at<int64_t>(tile), members, cells, observations},
+                            threads);
+}
+
+template <class T>
+void sampler_step(Address out, const std::vector<Address>& terms, const std::vector<double>& coefficients, double scale,
+                  Address member, int64_t members, int64_t size, uint64_t seed, uint32_t step, uint32_t stream,
+                  int threads) {
+  if (terms.size() > lsda::kTerms || terms.size() != coefficients.size()) throw py::value_error("terms");
+  lsda::SamplerParams<T> a = {};
+  a.out = at<T>(out);
+  for (size_t j = 0; j < terms.size(); ++j) {
+    a.term[j] = at<T>(terms[j]);
+    a.coefficient[j] = static_cast<T>(coefficients[j]);
+  }
+  a.scale = static_cast<T>(scale);
+  a.member = at<int64_t>(member);
+  a.members = members;
+  a.size = size;
+  a.terms = static_cast<int64_t>(terms.size());
+  a.seed = seed;
+  a.step = step;
+  a.stream = stream;
+  const py::gil_scoped_release released;
+  lsda::cpu::sampler_step(a, threads);
+}
+
+template <class T>
+void cg_step(Address x, Address r, Address p, Address rr, Address x0, Address r0, Address p0, Address rr0, Address Ap,
+             Address limit, int64_t members, int64_t size, int threads) {
+  lsda::cpu::cg_step<T>({at<T>(x), at<T>(r), at<T>(p), at<T>(rr), at<T>(x0), at<T>(r0), at<T>(p0), at<T>(rr0),
+                         at<T>(Ap), at<T>(limit), members, size},
+                        threads);
+}
+
+template <class T>
+void adam_step(Address v, Address m, Address s, Address v0, Address m0, Address s0, Address gradient, double rate,
+               double spread, double beta1, double beta2, double eps, double decay, int64_t size, int threads) {
+  lsda::cpu::adam_step<T>(
+      {at<T>(v), at<T>(m), at<T>(s), at<T>(v0), at<T>(m0), at<T>(s0), at<T>(gradient), static_cast<T>(rate),
+       static_cast<T>(spread), static_cast<T>(1.0 - beta1), static_cast<T>(beta2), static_cast<T>(1.0 - beta2),
+       static_cast<T>(eps), static_cast<T>(decay), size},
+      threads);
+}
+
+void philox(Address words, Address counters, int64_t count, uint64_t key) {
+  lsda::cpu::philox(at<uint32_t>(words), at<uint32_t>(counters), count, key);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  module.def("build_info", &build_info);
+  module.def("isa", &isa);
+  module.def("set_isa", &set_isa);
+  module.def("obs_project_32", &obs_project<float>, unlocked);
+  module.def("obs_project_64", &obs_project<double>, unlocked);
+  module.def("obs_adjoint_32", &obs_adjoint<float>, unlocked);
+  module.def("obs_adjoint_64", &obs_adjoint<double>, unlocked);
+  module.def("sampler_step_32", &sampler_step<float>);
+  module.def("sampler_step_64", &sampler_step<double>);
+  module.def("cg_step_32", &cg_step<float>, unlocked);
+  module.def("cg_step_64", &cg_step<double>, unlocked);
+  module.def("adam_step_32", &adam_step<float>, unlocked);
+  module.def("adam_step_64", &adam_step<double>, unlocked);
+  module.def("philox", &philox, unlocked);
+}

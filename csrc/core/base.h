@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every algorithm shares. The algorithms are inlined into one caller per instruction set (cpu/dispatch.h), so that
+// each is compiled for that set; they hold no state, allocate nothing and throw nothing.
+#pragma once
+
+#include <cstdint>
+
+#define LSDA_INLINE inline __attribute__((always_inline))
+
+namespace lsda {
+
+// Raised whenever a signature in bind/ changes: Python leaves a module of another number alone.
+constexpr int kAbi = 1;
+
+// Elements of one member that are worked on, and summed, together. Part of the result: sums go block by block.
+constexpr int64_t kBlock = 4096;
+
+constexpr int64_t blocks_of(int64_t size, int64_t block = kBlock) { return (size + block - 1) / block; }
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace lsda

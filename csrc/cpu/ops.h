@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations, each for float and double. Sizes are checked by the caller; nothing throws.
+#pragma once
+
+#include "core/adam_step.h"
+#include "core/cg_step.h"
+#include "core/obs_adjoint.h"
+#include "core/obs_project.h"
+#include "core/sampler_step.h"
+
+namespace lsda::cpu {
+
+// y, and the cost 1/2 sum y^2 of each member where `cost` (M) is not null.
+template <class T>
+void obs_project(ProjectParams<T> a, T* cost, int threads) noexcept;
+
+template <class T>
+void obs_adjoint(const AdjointParams<T>& a, int threads) noexcept;
+
+template <class T>
+void sampler_step(const SamplerParams<T>& a, int threads) noexcept;
+
+template <class T>
+void cg_step(const CgParams<T>& a, int threads) noexcept;
+
+template <class T>
+void adam_step(const AdamParams<T>& a, int threads) noexcept;
+
+// (4, count) counters to (4, count) words.
+void philox(uint32_t* words, const uint32_t* counters, int64_t count, uint64_t key) noexcept;
+
+}  // namespace lsda::cpu

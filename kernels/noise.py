@@ -1,0 +1,82 @@
+"""Counter-based Gaussian noise: the same member draws the same numbers in any batch, chunk, worker or device.
+
+Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405) maps a 128-bit counter and a 64-bit key to four 32-bit
+words. Here ``key = seed`` and ``counter = (block of four elements, step, member, stream)``; pairs of words become
+pairs of normals by Box-Muller in float64.
+
+C++ makes the same words; its normals differ from the reference's by at most 6e-15 before they are rounded to float32,
+because it reduces the angle exactly and the reference rounds it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lsda_fast.kernels import native
+from lsda_fast.kernels.registry import Operation
+
+__all__ = ["NOISE", "noise_reference", "philox", "signed"]
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+_ROUNDS = 10
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low words of the 64-bit product of a 32-bit constant and 32-bit words held in int64."""
+    low_part, high_part = a * (b & 0xFFFF), a * (b >> 16)
+    high = (high_part + (low_part >> 16)) >> 16
+    low = ((high_part << 16) + low_part) & _MASK
+    return high, low
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four int64 tensors of 32-bit words in, four out (broadcast together)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def signed(seed: int) -> int:
+    """A seed below 2^64 as the int64 with its bits: schemas know no other."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def noise_reference(members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals (M, size) of the members (M,), int64."""
+    block = torch.arange((size + 3) // 4, dtype=torch.int64, device=members.device)[None]
+    scalar = torch.zeros_like(block[:, :1])
+    words = philox((block, scalar + step, members[:, None], scalar + stream), (seed & _MASK, (seed >> 32) & _MASK))
+    uniform = [(w.to(torch.float64) + 0.5) * 2.0**-32 for w in words]
+    radius = [torch.sqrt(-2.0 * torch.log(u)) for u in uniform[::2]]
+    angle = [2.0 * math.pi * u for u in uniform[1::2]]
+    values = [f(a) * r for r, a in zip(radius, angle) for f in (torch.cos, torch.sin)]
+    return torch.stack(values, dim=-1).flatten(1)[:, :size].to(dtype).contiguous()
+
+
+def _empty(members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(len(members), size, dtype=dtype, device=members.device)
+
+
+def _fill(out: Tensor, members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> None:
+    native.run("sampler_step", dtype, out, [], [], 1.0, members, len(members), size, seed % (1 << 64), step, stream)
+
+
+def _limits(members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> str:
+    return "" if dtype in (torch.float32, torch.float64) else f"noise of {dtype}; C++ makes float32 and float64"
+
+
+NOISE = Operation(
+    "noise(Tensor members, SymInt size, int seed, int step, int stream, ScalarType dtype) -> Tensor",
+    reference=noise_reference,
+    empty=_empty,
+    fill=_fill,
+    limits=_limits,
+)

@@ -1,0 +1,135 @@
+"""A linear observation operator laid out for the kernels, once: y_p = sum_k weight_pk x[index_pk].
+
+Forward, the stencil lies point by point, (K, P), so that neighbouring observations are read together. The transpose is
+a gather: for every touched cell its entries, in jagged diagonals by tiles of cells (csrc/core/obs_adjoint.h), so that
+no two threads add to one cell and the order of every sum is fixed. An entry of weight 0 counts as absent there.
+Observations that are sorted by place make both faster; the order is the caller's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsda_fast.errors import InputError
+from lsda_fast.kernels import native
+
+__all__ = ["ObservationPlan"]
+
+_MOST = 2**31
+
+
+@dataclass(frozen=True)
+class ObservationPlan:
+    """The stencil of P observations on N cells; made by ``from_stencil``.
+
+    Parameters
+    ----------
+    index : Tensor of int32, shape (K, P)
+        Into the flattened state.
+    weight : Tensor, shape (K, P)
+    cells : int
+        N.
+    transpose : list of Tensor
+        cell, length, observation, weight and tile of csrc/core/obs_adjoint.h; empty where no native code reads it.
+    """
+
+    index: Tensor
+    weight: Tensor
+    cells: int
+    transpose: list[Tensor]
+
+    @classmethod
+    def from_stencil(
+        cls,
+        index: Tensor,
+        weight: Tensor,
+        cells: int,
+        *,
+        precision: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "ObservationPlan":
+        """Lay out a stencil.
+
+        Parameters
+        ----------
+        index : Tensor of int64, shape (P, K)
+        weight : Tensor, shape (P, K)
+            Both as in ``StencilOperator``.
+        cells : int
+            N.
+        precision : Tensor, shape (P,), optional
+            R^-1/2, for a whitened plan, of R^-1/2 H; 0 takes an observation out.
+        dtype : torch.dtype, optional
+            Of the plan's weights; that of ``weight`` when not given.
+
+        Raises
+        ------
+        InputError
+            Shapes that differ, an index outside the state, or sizes beyond int32.
+        """
+        if index.ndim != 2 or index.shape != weight.shape:
+            raise InputError(f"index {tuple(index.shape)}, weight {tuple(weight.shape)}; accepted: (P, K) twice")
+        if cells >= _MOST or index.numel() >= _MOST:
+            raise InputError(f"{cells} cells, {index.numel()} stencil points; accepted: fewer than 2^31 of each")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < cells:
+            raise InputError(f"index from {int(index.min())} to {int(index.max())}; accepted: 0 to {cells - 1}")
+        if precision is not None:
+            weight = weight * precision[:, None]
+        by_point = index.T.to(torch.int32).contiguous()
+        weights = weight.T.to(dtype or weight.dtype).contiguous()
+        cpu = native.load().cpu
+        transpose = []
+        if cpu is not None and index.device.type == "cpu":
+            transpose = _jagged_diagonals(by_point, weights, cells, cpu.build_info()["tile"])
+        return cls(by_point, weights, cells, transpose)
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.index.shape[1]
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, list[Tensor], int]:
+        """What the operations take."""
+        return self.index, self.weight, self.transpose, self.cells
+
+
+def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> list[Tensor]:
+    points = index.shape[0]
+    weights = weight.T.flatten()
+    entry = weights.nonzero().flatten()
+    cell, order = index.T.flatten()[entry].sort(stable=True)
+    entry = entry[order]
+    touched, which, count = cell.unique_consecutive(return_inverse=True, return_counts=True)
+    rank = torch.arange(len(entry)) - (count.cumsum(0) - count)[which]
+
+    # Cells of a tile by their number of entries, most first.
+    tiles = -(-cells // width)
+    most = int(count.max()) if len(count) else 0
+    order = (touched // width * (most + 1) + (most - count)).argsort(stable=True)
+    touched, count = touched[order], count[order]
+    tile = touched // width
+    first_cell = _starts(torch.bincount(tile, minlength=tiles))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first_cell[tile])[which]
+
+    # Columns of a tile: as many as its fullest cell has entries.
+    columns = torch.zeros(tiles, dtype=torch.int64).scatter_reduce_(0, tile, count, "amax")
+    first_column = _starts(columns)
+    column = first_column[cell // width] + rank
+    length = torch.bincount(column, minlength=int(first_column[-1]))
+    target = _starts(length)[column] + place
+    first_entry = _starts(torch.bincount(cell // width, minlength=tiles))
+    entry = torch.empty_like(entry).scatter_(0, target, entry)
+    return [
+        (touched % width).to(torch.int32),
+        length.to(torch.int32),
+        (entry // points).to(torch.int32),
+        weights[entry],
+        torch.stack([first_cell, first_column, first_entry], dim=1).contiguous(),
+    ]
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """0 and the running sums: where each of the consecutive pieces begins, and the end."""
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

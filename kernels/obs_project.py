@@ -1,0 +1,195 @@
+"""Observations of an ensemble, and their adjoint, through the stencil of an ``ObservationPlan``:
+
+    project:   y[m, p] = sum_k weight[p, k] x[m, index[p, k]]
+    adjoint:   x[m, c] = sum over (p, k) with index[p, k] = c of weight[p, k] r[m, p]
+    residual:  r = project(x) - target,  cost[m] = 1/2 sum_p r[m, p]^2
+
+With a whitened plan (``precision`` R^-1/2) and target R^-1/2 y, the residual is R^-1/2 (H x - y): the weight costs
+nothing more. One pass: K gathered reads and one write an observation and member; the reference makes K times the
+output twice. The sums have one order whatever the number of threads and members; the cost is summed in float64.
+
+H is linear: its JVP is itself and its VJP the adjoint, as operations to call and for torch.autograd and torch.func.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsda_fast.errors import InputError
+from lsda_fast.kernels import native
+from lsda_fast.kernels.obs_plan import ObservationPlan
+from lsda_fast.kernels.registry import Operation
+
+__all__ = ["obs_adjoint", "obs_project", "obs_residual"]
+
+
+def obs_project(x: Tensor, plan: ObservationPlan) -> Tensor:
+    """H x.
+
+    Parameters
+    ----------
+    x : Tensor, shape (M, ...)
+        N numbers a member.
+    plan : ObservationPlan
+
+    Returns
+    -------
+    Tensor, shape (M, P)
+    """
+    return _call(_Project, PROJECT, _members(x, plan.cells, "cells"), *plan.arguments)
+
+
+def obs_adjoint(r: Tensor, plan: ObservationPlan) -> Tensor:
+    """H' r, shape (M, N), for r (M, P)."""
+    return _call(_Adjoint, ADJOINT, _members(r, plan.size, "observations"), *plan.arguments)
+
+
+def obs_residual(x: Tensor, plan: ObservationPlan, target: Tensor) -> tuple[Tensor, Tensor]:
+    """H x - target (M, P) and half its sum of squares (M,), for x (M, ...) and target (P,)."""
+    if target.shape != (plan.size,):
+        raise InputError(f"target {tuple(target.shape)}; accepted: ({plan.size},), one an observation")
+    return _call(_Residual, RESIDUAL, _members(x, plan.cells, "cells"), *plan.arguments, target)
+
+
+def project_reference(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
+    """x (M, N), index and weight (K, P) to (M, P)."""
+    return (x.index_select(1, index.flatten()).reshape(len(x), *index.shape) * weight).sum(1)
+
+
+def adjoint_reference(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
+    """r (M, P), index and weight (K, P) to (M, cells); the transpose is for the native code."""
+    points = (r[:, None] * weight).flatten(1)
+    return points.new_zeros(len(r), cells).index_add(1, index.flatten(), points)
+
+
+def residual_reference(
+    x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """project_reference less target (P,), and half its sum of squares (M,)."""
+    r = project_reference(x, index, weight, transpose, cells) - target
+    return r, 0.5 * torch.linalg.vecdot(r, r)
+
+
+def _project_empty(x: Tensor, index: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape[0], index.shape[1])
+
+
+def _project_fill(y: Tensor, x: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> None:
+    native.run("obs_project", x.dtype, y, None, x, index, weight, None, *x.shape, *index.shape[::-1])
+
+
+def _adjoint_empty(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
+    return r.new_empty(r.shape[0], cells)
+
+
+def _adjoint_fill(x: Tensor, r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> None:
+    native.run("obs_adjoint", r.dtype, x, r, *transpose, len(r), cells, r.shape[1])
+
+
+def _adjoint_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
+    return "" if transpose else "the plan has no transpose for C++"
+
+
+def _residual_empty(x: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _project_empty(x, index), x.new_empty(x.shape[0])
+
+
+def _residual_fill(out: tuple[Tensor, Tensor], x: Tensor, index: Tensor, weight: Tensor, *rest: Any) -> None:
+    native.run("obs_project", x.dtype, *out, x, index, weight, rest[-1], *x.shape, *index.shape[::-1])
+
+
+_PLAN = "Tensor index, Tensor weight, Tensor[] transpose, SymInt cells"
+PROJECT = Operation(
+    f"obs_project(Tensor x, {_PLAN}) -> Tensor", reference=project_reference, empty=_project_empty, fill=_project_fill
+)
+ADJOINT = Operation(
+    f"obs_adjoint(Tensor r, {_PLAN}) -> Tensor",
+    reference=adjoint_reference,
+    empty=_adjoint_empty,
+    fill=_adjoint_fill,
+    limits=_adjoint_limits,
+)
+RESIDUAL = Operation(
+    f"obs_residual(Tensor x, {_PLAN}, Tensor target) -> (Tensor, Tensor)",
+    reference=residual_reference,
+    empty=_residual_empty,
+    fill=_residual_fill,
+)
+
+
+def _keep_plan(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.plan = inputs[1:5]
+
+
+def _keep_residual(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.plan = inputs[1:5]
+    ctx.save_for_backward(output[0])
+
+
+def _nothing(ctx: Any) -> tuple:
+    return None, None, [None] * len(ctx.plan[2]), None
+
+
+PROJECT.differentiate(_keep_plan, lambda ctx, u: (ADJOINT(u.contiguous(), *ctx.plan), *_nothing(ctx)))
+ADJOINT.differentiate(_keep_plan, lambda ctx, u: (PROJECT(u.contiguous(), *ctx.plan), *_nothing(ctx)))
+RESIDUAL.differentiate(
+    _keep_residual,
+    lambda ctx, u, cost: (ADJOINT(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan), *_nothing(ctx), None),
+)
+
+
+class _Project(torch.autograd.Function):
+    forward = staticmethod(PROJECT)
+    setup_context = staticmethod(_keep_plan)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple:
+        return _Adjoint.apply(u.contiguous(), *ctx.plan), *[None] * 4
+
+    @staticmethod
+    def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
+        return _Project.apply(v.contiguous(), *ctx.plan)
+
+
+class _Adjoint(torch.autograd.Function):
+    forward = staticmethod(ADJOINT)
+    setup_context = staticmethod(_keep_plan)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple:
+        return _Project.apply(u.contiguous(), *ctx.plan), *[None] * 4
+
+    @staticmethod
+    def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
+        return _Adjoint.apply(v.contiguous(), *ctx.plan)
+
+
+class _Residual(torch.autograd.Function):
+    forward = staticmethod(RESIDUAL)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        _keep_residual(ctx, inputs, output)
+        ctx.save_for_forward(output[0])
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor, cost: Tensor) -> tuple:
+        return _Adjoint.apply(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan), *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, v: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        tangent = _Project.apply(v.contiguous(), *ctx.plan)
+        return tangent, torch.linalg.vecdot(ctx.saved_tensors[0], tangent)
+
+
+def _call(function: Any, operation: Operation, *arguments: Any) -> Any:
+    """torch.compile knows the operation's derivative, torch.func the function's; neither knows the other."""
+    return operation(*arguments) if torch.compiler.is_compiling() else function.apply(*arguments)
+
+
+def _members(x: Tensor, size: int, what: str) -> Tensor:
+    """x as (M, size); InputError when that is not its size."""
+    if x.ndim < 2 or x[:1].numel() != size * min(len(x), 1):
+        raise InputError(f"a tensor of shape {tuple(x.shape)}; accepted: (members, {size} {what})")
+    return x.flatten(1)

@@ -1,0 +1,193 @@
+"""obs_project, obs_adjoint, obs_residual: C++ against plain torch, adjoint identity, derivatives, determinism."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lsda_fast import kernels
+from lsda_fast.errors import InputError
+from lsda_fast.kernels.obs_plan import ObservationPlan
+from lsda_fast.kernels.obs_project import ADJOINT, PROJECT, RESIDUAL, obs_adjoint, obs_project, obs_residual
+from lsda_fast.observations.operators import StencilOperator
+
+
+def draw(M, N, P, K, seed=0, cells=None):
+    """index, weight, x, r, target in float64; ``cells`` narrows where the observations are."""
+    g = torch.Generator().manual_seed(seed)
+    index = torch.randint(0, cells or N, (P, K), generator=g)
+    weight = torch.randn(P, K, generator=g, dtype=torch.float64)
+    x = torch.randn(M, N, generator=g, dtype=torch.float64)
+    r = torch.randn(M, P, generator=g, dtype=torch.float64)
+    return index, weight, x, r, torch.randn(P, generator=g, dtype=torch.float64)
+
+
+CASES = {
+    "one of each": (1, 1, 1, 1),
+    "no observation": (3, 70, 0, 4),
+    "one observation": (5, 5000, 1, 4),
+    "no member": (0, 50, 20, 4),
+    "a typical set": (4, 9001, 3001, 4),
+    "two levels": (3, 20000, 700, 8),
+    "many members": (65, 2049, 513, 4),
+    "dense": (2, 300, 4000, 3),
+    "all at one cell": (2, 5000, 1500, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_are_those_of_float64(checks, case):
+    index, weight, x, r, target = draw(*case)
+    # Rounded first, so that float64 starts from what float32 is given.
+    weight, x, r, target = (t.float().double() for t in (weight, x, r, target))
+
+    def plan(dtype):
+        return ObservationPlan.from_stencil(index, weight, x.shape[1], dtype=dtype)
+
+    checks.assert_as_accurate(lambda d: obs_project(x.to(d), plan(d)))
+    checks.assert_as_accurate(lambda d: obs_adjoint(r.to(d), plan(d)))
+    checks.assert_as_accurate(lambda d: obs_residual(x.to(d), plan(d), target.to(d)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adjoint_identity(checks, dtype):
+    checks.isas()
+    index, weight, x, r, _ = draw(6, 9001, 3001, 4)
+    plan = ObservationPlan.from_stencil(index, weight, 9001, dtype=dtype)
+    with kernels.use("cpu"):
+        y, z = obs_project(x.to(dtype), plan).double(), obs_adjoint(r.to(dtype), plan).double()
+    for m in range(6):
+        left, right = y[m] @ r[m].to(dtype).double(), z[m] @ x[m].to(dtype).double()
+        size = float((y[m] * r[m]).abs().sum())
+        assert abs(float(left - right)) <= 10 * torch.finfo(dtype).eps * size / math.sqrt(3001)
+
+
+def test_the_same_bits_every_time_on_any_number_of_threads(checks):
+    index, weight, x, r, target = (t.float() if t.is_floating_point() else t for t in draw(17, 6000, 2500, 4))
+    plan = ObservationPlan.from_stencil(index, weight, 6000)
+    checks.assert_bitwise_stable(lambda: obs_residual(x, plan, target))
+    checks.assert_bitwise_stable(lambda: obs_adjoint(r, plan))
+
+
+def test_a_member_is_the_same_in_any_company(checks):
+    checks.isas()
+    index, weight, x, r, target = (t.float() if t.is_floating_point() else t for t in draw(20, 3000, 1100, 4))
+    plan = ObservationPlan.from_stencil(index, weight, 3000)
+    with kernels.use("cpu"):
+        y, cost = obs_residual(x, plan, target)
+        z = obs_adjoint(r, plan)
+        for some in ([0], [19], [3, 18, 4]):
+            assert checks.same_bits(obs_residual(x[some], plan, target), (y[some], cost[some]))
+            assert checks.same_bits(obs_adjoint(r[some], plan), z[some])
+
+
+def test_strides(checks):
+    """What is contiguous goes to C++ however it is aligned; the rest to torch, with the reason, and the same values."""
+    checks.isas()
+    index, weight, x, _, _ = draw(4, 501, 300, 4)
+    plan = ObservationPlan.from_stencil(index, weight, 501)
+    expected = obs_project(x, plan)
+    wide = torch.full((4, 1002), torch.nan, dtype=torch.float64)
+    wide[:, ::2] = x
+    shifted = torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), x.flatten()])[1:].reshape(4, 501)
+    views = {"every other": wide[:, ::2], "transposed": x.T.contiguous().T, "shifted": shifted}
+    for name, view in views.items():
+        with kernels.trace() as taken:
+            torch.testing.assert_close(obs_project(view, plan), expected, rtol=1e-12, atol=1e-12)
+        reason = "C++, " if name == "shifted" else "a tensor is not contiguous"
+        assert taken[0].reason.startswith(reason)
+    same = obs_project(x[:1].expand(3, -1), plan)
+    assert torch.equal(same[0], same[2])
+
+
+def test_absent_points_and_observations_leave_no_trace(checks):
+    """Weight 0 pads a stencil, precision 0 takes an observation out, whatever its value."""
+    checks.isas()
+    index, weight, x, _, target = draw(2, 400, 50, 4)
+    weight[:, 3] = 0
+    index[:, 3] = 0
+    precision = torch.rand(50, dtype=torch.float64) + 0.5
+    precision[7] = 0
+    plan = ObservationPlan.from_stencil(index, weight, 400, precision=precision)
+    whitened = torch.where(precision > 0, precision * target, 0.0)
+    with kernels.use("cpu"):
+        r, cost = obs_residual(x, plan, whitened)
+        r[:, 7] = torch.nan
+        gradient = obs_adjoint(r, plan)
+    r[:, 7] = 0
+    expected = (torch.einsum("mpk,pk->mp", x[:, index], weight) - target) * precision
+    torch.testing.assert_close(r, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cost, 0.5 * expected.square().sum(1))
+    points = (expected * precision)[:, :, None] * weight
+    torch.testing.assert_close(
+        gradient, torch.zeros_like(x).index_add(1, index.flatten(), points.flatten(1)), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_it_is_the_stencil_operator(checks):
+    index, weight, x, r, target = draw(3, 2 * 6 * 8, 40, 4)
+    operator = StencilOperator(index, weight, target, (2, 6, 8), values=np.zeros(40))
+    plan = ObservationPlan.from_stencil(operator.index, operator.weight, 96)
+    state = x.reshape(3, 2, 6, 8)
+    torch.testing.assert_close(obs_project(state, plan) + operator.offset, operator(state))
+    torch.testing.assert_close(obs_adjoint(r, plan).reshape(3, 2, 6, 8), operator.adjoint(r))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_derivatives(checks, implementation):
+    checks.isas()
+    index, weight, x, r, target = draw(2, 12, 9, 3)
+    plan = ObservationPlan.from_stencil(index, weight, 12)
+    u, v = torch.randn_like(r), torch.randn_like(x)
+    with kernels.use(implementation):
+        for f, point in ((lambda x: obs_residual(x, plan, target), x), (lambda r: obs_adjoint(r, plan), r)):
+            assert torch.autograd.gradcheck(f, point.clone().requires_grad_(), check_forward_ad=True)
+            assert torch.autograd.gradgradcheck(f, point.clone().requires_grad_())
+        value, vjp = torch.func.vjp(lambda x: obs_project(x, plan), x)
+        torch.testing.assert_close(value, obs_project(x, plan))
+        torch.testing.assert_close(vjp(u)[0], obs_adjoint(u, plan))
+        torch.testing.assert_close(torch.func.jvp(lambda x: obs_project(x, plan), (x,), (v,))[1], obs_project(v, plan))
+
+
+def test_registration(checks):
+    index, weight, x, r, target = draw(2, 12, 9, 3)
+    plan = ObservationPlan.from_stencil(index, weight, 12)
+    x.requires_grad_()
+    torch.library.opcheck(PROJECT.op, (x, *plan.arguments))
+    torch.library.opcheck(RESIDUAL.op, (x, *plan.arguments, target))
+    torch.library.opcheck(ADJOINT.op, (r.requires_grad_(), *plan.arguments))
+
+
+def test_compiled_whole(checks):
+    """Values and gradient through torch.compile, in one graph."""
+    index, weight, x, _, target = draw(2, 12, 9, 3)
+    plan = ObservationPlan.from_stencil(index, weight, 12)
+    point = x.clone().requires_grad_()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def cost(x):
+        return obs_residual(2.0 * x, plan, target)[1].sum()
+
+    (gradient,) = torch.autograd.grad(cost(point), point)
+    torch.testing.assert_close(gradient, 2.0 * obs_adjoint(obs_residual(2.0 * x, plan, target)[0], plan))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: obs_project(torch.zeros(2, 5), p), r"\(2, 5\); accepted: \(members, 12 cells\)"),
+        (lambda p: obs_project(torch.zeros(12), p), r"\(12,\); accepted"),
+        (lambda p: obs_adjoint(torch.zeros(2, 8), p), r"\(2, 8\); accepted: \(members, 9 observations\)"),
+        (lambda p: obs_residual(torch.zeros(2, 12), p, torch.zeros(8)), r"target \(8,\); accepted: \(9,\)"),
+        (lambda p: ObservationPlan.from_stencil(torch.tensor([[12]]), torch.ones(1, 1), 12), "accepted: 0 to 11"),
+        (lambda p: ObservationPlan.from_stencil(torch.tensor([[-1]]), torch.ones(1, 1), 12), "index from -1"),
+        (lambda p: ObservationPlan.from_stencil(torch.tensor([1]), torch.ones(1), 12), r"\(P, K\) twice"),
+        (lambda p: ObservationPlan.from_stencil(torch.tensor([[1]]), torch.ones(1, 1), 2**31), "2147483648 cells"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    index, weight, *_ = draw(2, 12, 9, 3)
+    plan = ObservationPlan.from_stencil(index, weight, 12)
+    with pytest.raises(InputError, match=message):
+        call(plan)

@@ -1,0 +1,133 @@
+"""Which implementation an operation takes: forced, missing, stale, and told by trace, report and doctor."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lsda_fast import doctor, kernels
+from lsda_fast.errors import InputError
+from lsda_fast.kernels import native
+from lsda_fast.kernels.adam_step import adam_step
+from lsda_fast.kernels.noise import NOISE
+
+OPERATIONS = ["adam_step", "cg_step", "noise", "obs_adjoint", "obs_project", "obs_residual", "sampler_step"]
+
+
+def noise():
+    return NOISE(torch.tensor([1]), 10, 0, 0, 0, torch.float32)
+
+
+@pytest.fixture
+def absent(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: native.Module(None, "not built: a test"))
+
+
+@pytest.fixture
+def fresh():
+    """The module is looked for again, and held to nothing afterwards."""
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+    if native.load().cpu:
+        native.load().cpu.set_isa(native.load().cpu.build_info()["isas"][-1])
+
+
+def test_forced_and_traced(checks):
+    best = checks.isas()[-1]
+    with kernels.trace() as taken:
+        noise()
+        with kernels.use("reference"):
+            noise()
+            with kernels.use("cpu", isa="baseline"):
+                noise()
+            noise()
+        noise()
+    reasons = [f"C++, {best}", "forced by use", "C++, baseline", "forced by use", f"C++, {best}"]
+    assert [(c.operation, c.reason) for c in taken] == [("noise", reason) for reason in reasons]
+    assert [c.implementation for c in taken] == ["cpu", "reference", "cpu", "reference", "cpu"]
+
+
+def test_forcing_what_cannot_be_is_an_error(checks):
+    checks.isas()
+    with pytest.raises(InputError, match="implementation 'gpu'; accepted: reference, cpu"), kernels.use("gpu"):
+        pass
+    with pytest.raises(InputError, match="instruction set 'sse9'; this processor has: baseline"):
+        kernels.use("cpu", isa="sse9").__enter__()
+    half = torch.zeros(3, dtype=torch.bfloat16)
+    with (
+        kernels.use("cpu"),
+        pytest.raises(InputError, match=r"adam_step cannot run in C\+\+: torch.bfloat16; C\+\+ takes"),
+    ):
+        adam_step(half, half, half, half, 1, lr=0.1)
+
+
+def test_tensors_of_two_kinds_go_to_the_reference(checks):
+    checks.isas()
+    single, double = torch.ones(3), torch.ones(3, dtype=torch.float64)
+    with kernels.trace() as taken:
+        adam_step(single, single, single, double, 1, lr=0.1)
+    assert taken[0].implementation == "reference"
+    assert taken[0].reason.startswith("torch.float32, torch.float64;")
+
+
+def test_without_the_module_everything_runs_in_torch(absent):
+    assert kernels.report() == [(name, "reference", "not built: a test") for name in OPERATIONS]
+    rows = doctor.operations()
+    assert rows[0] == ("C++ kernels", "missing", "not built: a test")
+    with kernels.trace() as taken:
+        assert noise().shape == (1, 10)
+    assert taken == [("noise", "reference", "not built: a test")]
+    with pytest.raises(InputError, match="the C\\+\\+ kernels are not there: not built"), kernels.use("cpu"):
+        pass
+
+
+def test_doctor_tells_what_each_operation_takes(checks):
+    best = checks.isas()[-1]
+    module, *rows = doctor.operations()
+    assert module.value == "available"
+    assert [row.item for row in rows] == [f"operation {name}" for name in OPERATIONS]
+    assert all(row.value == "cpu" and best in row.note for row in rows)
+
+
+def test_a_module_of_another_version_is_left_alone(checks, fresh, monkeypatch):
+    checks.isas()
+    native.load.cache_clear()
+    monkeypatch.setitem(sys.modules, "lsda_fast._cpu", SimpleNamespace(build_info=lambda: {"abi": 99}))
+    assert native.load() == (None, f"lsda_fast._cpu is of version 99, the package of {native.ABI}: install it again")
+    native.load.cache_clear()
+    monkeypatch.setenv("LSDA_REQUIRE", "cpu")
+    with pytest.raises(ImportError, match=r"LSDA_REQUIRE asks for the C\+\+ kernels: lsda_fast._cpu is of version 99"):
+        native.load()
+
+
+def test_why_there_is_no_module(fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(native.lsda_fast, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(native.lsda_fast, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.delenv("LSDA_REQUIRE", raising=False)
+    assert native.load().missing == "not built: a checkout without installation, or LSDA_BUILD_CPU=off"
+    (tmp_path / "_cpu.missing.txt").write_text("command 'g++' failed:\nNo such file\n")
+    native.load.cache_clear()
+    assert native.load().missing.startswith("the build failed: command 'g++' failed: No such file; LSDA_BUILD_CPU=on")
+
+
+def test_an_instruction_set_by_the_environment(checks, fresh, monkeypatch):
+    monkeypatch.setenv("LSDA_CPU_ISA", "baseline")
+    checks.isas()
+    assert native.load().cpu.isa() == "baseline"
+    native.load.cache_clear()
+    monkeypatch.setenv("LSDA_CPU_ISA", "avx9")
+    with pytest.raises(InputError, match="instruction set 'avx9'"):
+        native.load()
+
+
+def test_the_process_keeps_its_denormals_and_its_one_openmp(checks):
+    checks.isas()
+    noise()
+    assert torch.tensor([5e-324], dtype=torch.float64).mul(1.0) > 0
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+        assert len(loaded) == 1
