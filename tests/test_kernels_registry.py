@@ -95,6 +95,7 @@ def test_doctor_tells_what_each_operation_takes(checks):
 def test_a_module_of_another_version_is_left_alone(checks, fresh, monkeypatch):
     checks.isas()
     native.load.cache_clear()
+    monkeypatch.delenv("LSDA_REQUIRE", raising=False)
     monkeypatch.setitem(sys.modules, "lsda_fast._cpu", SimpleNamespace(build_info=lambda: {"abi": 99}))
     assert native.load() == (None, f"lsda_fast._cpu is of version 99, the package of {native.ABI}: install it again")
     native.load.cache_clear()
