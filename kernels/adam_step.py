@@ -55,7 +55,7 @@ def adam_step(
         shapes = ", ".join(str(tuple(a.shape)) for a in (v, m, s, gradient))
         raise InputError(f"v, m, s, gradient of shapes {shapes}, t = {t}; accepted: one shape, t of at least 1")
     arguments = (v, m, s, gradient, lr / (1.0 - beta1**t), math.sqrt(1.0 - beta2**t), beta1, beta2, eps, decay)
-    return ADAM(*arguments) if out is None else ADAM.into(out, *arguments)
+    return ADAM(*arguments) if out is None else ADAM.into(out, [v.shape] * 3, *arguments)
 
 
 def adam_reference(

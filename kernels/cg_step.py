@@ -46,7 +46,9 @@ def cg_step(
     if not x.shape == r.shape == p.shape == Ap.shape or not rr.shape == limit.shape == x.shape[:1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (x, r, p, rr, Ap, limit))
         raise InputError(f"x, r, p, rr, Ap, limit of shapes {shapes}; accepted: (M, ...), rr and limit (M,)")
-    return CG(x, r, p, rr, Ap, limit) if out is None else CG.into(out, x, r, p, rr, Ap, limit)
+    if out is None:
+        return CG(x, r, p, rr, Ap, limit)
+    return CG.into(out, [x.shape, x.shape, x.shape, rr.shape], x, r, p, rr, Ap, limit)
 
 
 def cg_reference(x: Tensor, r: Tensor, p: Tensor, rr: Tensor, Ap: Tensor, limit: Tensor) -> State:

@@ -24,7 +24,7 @@ from lsda_fast.kernels.registry import Operation
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
 
 
-def obs_project(x: Tensor, plan: ObservationPlan) -> Tensor:
+def obs_project(x: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) -> Tensor:
     """H x.
 
     Parameters
@@ -32,24 +32,37 @@ def obs_project(x: Tensor, plan: ObservationPlan) -> Tensor:
     x : Tensor, shape (M, ...)
         N numbers a member.
     plan : ObservationPlan
+    out : Tensor, shape (M, P), optional
+        Where to put it, without derivatives or torch.compile: fresh memory costs more than the operation.
 
     Returns
     -------
     Tensor, shape (M, P)
     """
-    return _call(_Project, PROJECT, _members(x, plan.cells, "cells"), *plan.arguments)
+    x = _members(x, plan.cells, "cells")
+    if out is not None:
+        return PROJECT.into(out, [(len(x), plan.size)], x, *plan.arguments)
+    return _call(_Project, PROJECT, x, *plan.arguments)
 
 
-def obs_adjoint(r: Tensor, plan: ObservationPlan) -> Tensor:
+def obs_adjoint(r: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) -> Tensor:
     """H' r, shape (M, N), for r (M, P)."""
-    return _call(_Adjoint, ADJOINT, _members(r, plan.size, "observations"), *plan.arguments)
+    r = _members(r, plan.size, "observations")
+    if out is not None:
+        return ADJOINT.into(out, [(len(r), plan.cells)], r, *plan.arguments)
+    return _call(_Adjoint, ADJOINT, r, *plan.arguments)
 
 
-def obs_residual(x: Tensor, plan: ObservationPlan, target: Tensor) -> tuple[Tensor, Tensor]:
+def obs_residual(
+    x: Tensor, plan: ObservationPlan, target: Tensor, *, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """H x - target (M, P) and half its sum of squares (M,), for x (M, ...) and target (P,)."""
     if target.shape != (plan.size,):
         raise InputError(f"target {tuple(target.shape)}; accepted: ({plan.size},), one an observation")
-    return _call(_Residual, RESIDUAL, _members(x, plan.cells, "cells"), *plan.arguments, target)
+    x = _members(x, plan.cells, "cells")
+    if out is not None:
+        return RESIDUAL.into(out, [(len(x), plan.size), (len(x),)], x, *plan.arguments, target)
+    return _call(_Residual, RESIDUAL, x, *plan.arguments, target)
 
 
 def project_reference(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:

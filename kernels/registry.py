@@ -78,16 +78,25 @@ class Operation:
         """Run through torch's dispatcher."""
         return self.op(*arguments)
 
-    def into(self, outputs: tuple[Tensor, ...], *arguments: Any) -> tuple[Tensor, ...]:
-        """Run past the dispatcher, into ``outputs``, which may be among the arguments."""
+    def into(self, outputs: Any, shapes: Sequence[Sequence[int]], *arguments: Any) -> Any:
+        """Run into ``outputs``, one tensor or several, past the dispatcher: no derivative, no tracing.
+
+        Raises
+        ------
+        InputError
+            Outputs that are not of these shapes.
+        """
+        given, accepted = [tuple(t.shape) for t in _tensors([outputs])], [tuple(shape) for shape in shapes]
+        if given != accepted:
+            raise InputError(f"{self.name} into {given}; accepted: {accepted}")
         if self._native(arguments, outputs):
             self._fill(outputs, *arguments)
         else:
-            for output, value in zip(outputs, self._reference(*arguments), strict=True):
+            for output, value in zip(_tensors([outputs]), _tensors([self._reference(*arguments)]), strict=True):
                 output.copy_(value)
         return outputs
 
-    def choose(self, *arguments: Any, outputs: tuple[Tensor, ...] = ()) -> Choice:
+    def choose(self, *arguments: Any, outputs: Any = ()) -> Choice:
         """Which implementation takes these arguments, and why.
 
         Raises
@@ -98,7 +107,7 @@ class Operation:
         forced = _forced.get()
         if forced == "reference":
             return Choice(self.name, "reference", "forced by use")
-        obstacle = native.load().missing or _obstacle([*_tensors(arguments), *outputs])
+        obstacle = native.load().missing or _obstacle(list(_tensors([arguments, outputs])))
         if not obstacle and self._limits:
             obstacle = self._limits(*arguments)
         if not obstacle:
@@ -107,7 +116,7 @@ class Operation:
             raise InputError(f"{self.name} cannot run in C++: {obstacle}")
         return Choice(self.name, "reference", obstacle)
 
-    def _native(self, arguments: tuple[Any, ...], outputs: tuple[Tensor, ...] = ()) -> bool:
+    def _native(self, arguments: tuple[Any, ...], outputs: Any = ()) -> bool:
         choice = self.choose(*arguments, outputs=outputs)
         taken = _taken.get()
         if taken is not None:

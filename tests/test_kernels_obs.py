@@ -32,6 +32,7 @@ CASES = {
     "two levels": (3, 20000, 700, 8),
     "many members": (65, 2049, 513, 4),
     "dense": (2, 300, 4000, 3),
+    "more than a block": (2, 5000, 17000, 2),
     "all at one cell": (2, 5000, 1500, 2, 1, 1),
 }
 
@@ -64,7 +65,7 @@ def test_adjoint_identity(checks, dtype):
 
 
 def test_the_same_bits_every_time_on_any_number_of_threads(checks):
-    index, weight, x, r, target = (t.float() if t.is_floating_point() else t for t in draw(17, 6000, 2500, 4))
+    index, weight, x, r, target = (t.float() if t.is_floating_point() else t for t in draw(17, 6000, 9000, 4))
     plan = ObservationPlan.from_stencil(index, weight, 6000)
     checks.assert_bitwise_stable(lambda: obs_residual(x, plan, target))
     checks.assert_bitwise_stable(lambda: obs_adjoint(r, plan))
@@ -99,6 +100,22 @@ def test_strides(checks):
         assert taken[0].reason.startswith(reason)
     same = obs_project(x[:1].expand(3, -1), plan)
     assert torch.equal(same[0], same[2])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_into_memory_of_the_caller(checks, implementation):
+    checks.isas()
+    index, weight, x, r, target = draw(4, 501, 300, 4)
+    plan = ObservationPlan.from_stencil(index, weight, 501)
+    y, z, cost = (torch.full(shape, torch.nan, dtype=torch.float64) for shape in ((4, 300), (4, 501), (4,)))
+    with kernels.use(implementation):
+        assert obs_adjoint(r, plan, out=z) is z
+        assert checks.same_bits(z, obs_adjoint(r, plan))
+        obs_residual(x, plan, target, out=(y, cost))
+        assert checks.same_bits((y, cost), obs_residual(x, plan, target))
+        assert checks.same_bits(obs_project(x, plan, out=y), obs_project(x, plan))
+    with pytest.raises(InputError, match=r"obs_adjoint into \[\(4, 300\)\]; accepted: \[\(4, 501\)\]"):
+        obs_adjoint(r, plan, out=y)
 
 
 def test_absent_points_and_observations_leave_no_trace(checks):

@@ -11,18 +11,16 @@ LSDA_DISPATCH(obs_project)
 
 namespace cpu {
 
-// Members that pass over a block of the stencil while it is in cache.
-constexpr int64_t kTogether = 16;
-
 template <class T>
 void obs_project(ProjectParams<T> a, T* cost, int threads) noexcept {
-  const int64_t blocks = blocks_of(a.observations, kObservationBlock), groups = blocks_of(a.members, kTogether);
+  threads = useful_threads(threads, a.members * a.observations * a.points);
+  const int64_t blocks = blocks_of(a.observations, kObservationBlock);
+  const int64_t together = members_together(blocks, a.members, threads), groups = blocks_of(a.members, together);
   std::vector<double> squares(cost ? static_cast<size_t>(a.members * blocks) : 0);
   if (cost) a.squares = squares.data();
-  threads = useful_threads(threads, a.members * a.observations * a.points);
   parallel_for(blocks * groups, threads, [&](int64_t task) {
-    const int64_t block = task / groups, first = task % groups * kTogether;
-    const int64_t last = smaller(a.members, first + kTogether);
+    const int64_t block = task / groups, first = task % groups * together;
+    const int64_t last = smaller(a.members, first + together);
     for (int64_t m = first; m < last; ++m) dispatch::obs_project(a, m, block);
   });
   if (!cost) return;

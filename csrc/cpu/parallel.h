@@ -14,6 +14,12 @@ constexpr int useful_threads(int threads, int64_t elements) {
   return most < threads ? static_cast<int>(most) : threads;
 }
 
+// Members that pass over the data of a piece while it is in cache: few where the pieces alone do not feed the threads.
+constexpr int64_t members_together(int64_t pieces, int64_t members, int threads) {
+  const int64_t most = 16, fed = pieces * members / (4 * threads);
+  return fed < 1 ? 1 : fed < most ? fed : most;
+}
+
 template <class F>
 void parallel_for(int64_t tasks, int threads, const F& f) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && tasks > 1) schedule(static)
