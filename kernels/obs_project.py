@@ -8,7 +8,8 @@ With a whitened plan (``precision`` R^-1/2) and target R^-1/2 y, the residual is
 nothing more. One pass: K gathered reads and one write an observation and member; the reference makes K times the
 output twice. The sums have one order whatever the number of threads and members; the cost is summed in float64.
 
-H is linear: its JVP is itself and its VJP the adjoint, as operations to call and for torch.autograd and torch.func.
+H is linear: its JVP is itself and its VJP the adjoint, as operations to call and for torch.autograd and torch.func,
+which see x and r as the only variables.
 """
 
 from typing import Any
@@ -100,7 +101,13 @@ def _adjoint_fill(x: Tensor, r: Tensor, index: Tensor, weight: Tensor, transpose
     native.run("obs_adjoint", r.dtype, x, r, *transpose, len(r), cells, r.shape[1])
 
 
+def _project_limits(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int, *_: Tensor) -> str:
+    return "" if x.shape[1] == cells else f"a state of {x.shape[1]} cells, a plan of {cells}"
+
+
 def _adjoint_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
+    if r.shape[1] != index.shape[1]:
+        return f"{r.shape[1]} observations, a plan of {index.shape[1]}"
     return "" if transpose else "the plan has no transpose for C++"
 
 
@@ -114,7 +121,11 @@ def _residual_fill(out: tuple[Tensor, Tensor], x: Tensor, index: Tensor, weight:
 
 _PLAN = "Tensor index, Tensor weight, Tensor[] transpose, SymInt cells"
 PROJECT = Operation(
-    f"obs_project(Tensor x, {_PLAN}) -> Tensor", reference=project_reference, empty=_project_empty, fill=_project_fill
+    f"obs_project(Tensor x, {_PLAN}) -> Tensor",
+    reference=project_reference,
+    empty=_project_empty,
+    fill=_project_fill,
+    limits=_project_limits,
 )
 ADJOINT = Operation(
     f"obs_adjoint(Tensor r, {_PLAN}) -> Tensor",
@@ -128,6 +139,7 @@ RESIDUAL = Operation(
     reference=residual_reference,
     empty=_residual_empty,
     fill=_residual_fill,
+    limits=_project_limits,
 )
 
 

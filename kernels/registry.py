@@ -64,6 +64,7 @@ class Operation:
     ) -> None:
         self.name = schema.partition("(")[0]
         self._reference, self._empty, self._fill, self._limits = reference, empty, fill, limits
+        self._differentiable = False
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"lsda::{self.name}", empty, lib=LIBRARY)
@@ -73,9 +74,18 @@ class Operation:
     def differentiate(self, keep: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Give the operation its VJP: ``keep(ctx, inputs, output)``, ``backward(ctx, *cotangents)``."""
         torch.library.register_autograd(f"lsda::{self.name}", backward, setup_context=keep, lib=LIBRARY)
+        self._differentiable = True
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run through torch's dispatcher."""
+        """Run through torch's dispatcher.
+
+        Raises
+        ------
+        InputError
+            A derivative is asked for that the operation does not have.
+        """
+        if not self._differentiable and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(arguments)):
+            raise InputError(f"{self.name} of a tensor that requires a gradient; accepted: none, or torch.no_grad()")
         return self.op(*arguments)
 
     def into(self, outputs: Any, shapes: Sequence[Sequence[int]], *arguments: Any) -> Any:

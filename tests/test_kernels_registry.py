@@ -64,6 +64,14 @@ def test_forcing_what_cannot_be_is_an_error(checks):
         adam_step(half, half, half, half, 1, lr=0.1)
 
 
+def test_a_derivative_that_is_not_there_is_an_error():
+    v, zero = torch.ones(3, requires_grad=True), torch.zeros(3)
+    with pytest.raises(InputError, match="adam_step of a tensor that requires a gradient; accepted: none"):
+        adam_step(v, zero, zero, zero, 1, lr=0.1)
+    with torch.no_grad():
+        assert not adam_step(v, zero, zero, zero, 1, lr=0.1)[0].requires_grad
+
+
 def test_tensors_of_two_kinds_go_to_the_reference(checks):
     checks.isas()
     single, double = torch.ones(3), torch.ones(3, dtype=torch.float64)
