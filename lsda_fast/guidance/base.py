@@ -151,6 +151,11 @@ class Streams:
 STREAMS = Streams()
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per member, (M,)."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
 def squared_norm(v: Tensor) -> Tensor:
     """Sum of squares per member, (M,)."""
-    return torch.linalg.vecdot(v.flatten(1), v.flatten(1))
+    return dot(v, v)

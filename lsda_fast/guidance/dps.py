@@ -14,10 +14,9 @@ publications' rule.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lsda_fast.guidance.base import Context, Estimate, Guidance, per_member, squared_norm
+from lsda_fast.guidance.base import Context, Estimate, Guidance, dot, per_member, squared_norm
 
 __all__ = ["DPS"]
 
@@ -53,11 +52,11 @@ class DPS(Guidance):
             gradient = denoiser.vjp(residual.vjp(residual.value / per_member(norm, residual.value)))
             return Estimate(denoiser.value, shift=-self.scale * gradient)
         inflation = 1.0 + self.gamma * level.rho**2 * likelihood.scale**2 / likelihood.variance
-        gradient = denoiser.vjp(residual.vjp(residual.value / inflation))
+        weighted = residual.value / inflation
+        gradient = denoiser.vjp(residual.vjp(weighted))
         step = -self.scale * level.sigma**2 / level.alpha * gradient
         if self.limit:
             change = residual.jvp(step)
-            down = -torch.linalg.vecdot(residual.value / inflation, change)
-            best = down / torch.linalg.vecdot(change / inflation, change).clamp_min(1e-30)
+            best = -dot(weighted, change) / dot(change / inflation, change).clamp_min(1e-30)
             step = per_member(best.clamp(0.0, 1.0), step) * step
         return Estimate(denoiser.value + step)

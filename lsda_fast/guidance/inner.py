@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.guidance.base import per_member, squared_norm
+from lsda_fast.guidance.base import dot, per_member, squared_norm
 from lsda_fast.guidance.krylov import cg
 from lsda_fast.prior import Linearization
 
@@ -43,11 +43,6 @@ def _cost_gradient(linearize: Linearize, v: Tensor) -> tuple[Tensor, Tensor, Lin
     residual = linearize(v)
     cost = 0.5 * (squared_norm(residual.value) + squared_norm(v))
     return cost, residual.vjp(residual.value) + v, residual
-
-
-def _curvature(s: Tensor, y: Tensor) -> Tensor:
-    """s'y per member of a step and its change of the gradient."""
-    return torch.linalg.vecdot(s.flatten(1), y.flatten(1))
 
 
 def _hessian(residual: Linearization, d: Tensor) -> Tensor:
@@ -127,7 +122,7 @@ class LBFGS(InnerSolver):
             new = _halve_until_lower(linearize, v, step, cost, self.halvings)
             cost, g_new, _ = _cost_gradient(linearize, new)
             pair = torch.stack([new - v, g_new - g])
-            useful = per_member(_curvature(*pair) > _LEAST, v)
+            useful = per_member(dot(*pair) > _LEAST, v)
             pairs = torch.where(useful, torch.cat([pairs[1:], pair[None]]), pairs)
             # The same search would fail the same way: it goes on where it gave up.
             length = torch.where(squared_norm(pair[0]) > 0, 1.0, 0.5**self.halvings * length)
@@ -139,17 +134,17 @@ class LBFGS(InnerSolver):
         """The two-loop recursion."""
         q, kept = g, []
         for s, y in pairs.flip(0):
-            sy = _curvature(s, y)
+            sy = dot(s, y)
             inverse = torch.where(sy > _LEAST, 1.0 / sy.clamp_min(_LEAST), 0.0)
-            a = inverse * torch.linalg.vecdot(s.flatten(1), q.flatten(1))
+            a = inverse * dot(s, q)
             q = q - per_member(a, y) * y
             kept.append((s, y, inverse, a))
-        sy, yy = _curvature(*pairs[-1]), squared_norm(pairs[-1, 1])
+        sy, yy = dot(*pairs[-1]), squared_norm(pairs[-1, 1])
         # Without curvature to scale it, a step is kept inside the prior's spread.
         scale = torch.where(sy > _LEAST, sy / yy.clamp_min(1e-30), 1.0 / squared_norm(q).sqrt().clamp_min(1.0))
         q = per_member(scale, q) * q
         for s, y, inverse, a in reversed(kept):
-            b = inverse * torch.linalg.vecdot(y.flatten(1), q.flatten(1))
+            b = inverse * dot(y, q)
             q = q + per_member(a - b, s) * s
         return q
 

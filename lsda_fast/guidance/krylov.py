@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lsda_fast.guidance.base import per_member, squared_norm
+from lsda_fast.guidance.base import dot, per_member, squared_norm
 
 __all__ = ["cg", "lanczos_sqrt"]
 
@@ -41,25 +41,21 @@ def cg(
     x = torch.zeros_like(b)
     r = b
     p = z = precondition(r) if precondition else r
-    rz = _dot(r, z)
+    rz = dot(r, z)
     limit = tolerance**2 * squared_norm(b)
     for _ in range(iterations):
         Ap = A(p)
-        pAp = _dot(p, Ap)
+        pAp = dot(p, Ap)
         going = (squared_norm(r) > limit) & (pAp > 0)
         step = torch.where(going, rz / pAp, 0.0)
         x = x + per_member(step, x) * p
         previous, r = r, r - per_member(step, r) * Ap
         z = precondition(r) if precondition else r
-        rz_new = _dot(r, z)
-        turn = (_dot(r - previous, z) if precondition else rz_new) / rz.clamp_min(1e-38)
+        rz_new = dot(r, z)
+        turn = (dot(r - previous, z) if precondition else rz_new) / rz.clamp_min(1e-38)
         p = torch.where(per_member(going, p), z + per_member(turn, p) * p, p)
         rz = torch.where(going, rz_new, rz)
     return x
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def lanczos_sqrt(A: Operator, b: Tensor, *, iterations: int) -> Tensor:
@@ -72,7 +68,7 @@ def lanczos_sqrt(A: Operator, b: Tensor, *, iterations: int) -> Tensor:
     for i in range(k):
         w = A(basis[i].reshape(shape)).flatten(1)
         V = torch.stack(basis, dim=1)
-        T[:, i, i] = torch.linalg.vecdot(w, basis[i])
+        T[:, i, i] = dot(w, basis[i])
         for _ in range(2):
             w = w - torch.einsum("mk,mkn->mn", torch.einsum("mkn,mn->mk", V, w), V)
         beta = squared_norm(w).sqrt()
