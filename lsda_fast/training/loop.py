@@ -71,6 +71,7 @@ def fit(
     if optimization.steps == 0 or not parameters:
         return module
     device = parameters[0].device
+    mixed = optimization.precision == "bfloat16" or (optimization.precision == "auto" and device.type == "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=optimization.lr, weight_decay=optimization.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, optimization))
     average = [p.detach().clone() for p in parameters]
@@ -92,7 +93,7 @@ def fit(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_mix(seed + 1, step))
             module.train()
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 value = loss(module, indices, generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
