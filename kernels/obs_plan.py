@@ -14,7 +14,7 @@ from torch import Tensor
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 
-__all__ = ["ObservationPlan"]
+__all__ = ["ObservationPlan", "starts"]
 
 _MOST = 2**31
 
@@ -110,16 +110,16 @@ def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> 
     order = (touched // width * (most + 1) + (most - count)).argsort(stable=True)
     touched, count = touched[order], count[order]
     tile = touched // width
-    first_cell = _starts(torch.bincount(tile, minlength=tiles))
+    first_cell = starts(torch.bincount(tile, minlength=tiles))
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first_cell[tile])[which]
 
     # Columns of a tile: as many as its fullest cell has entries.
     columns = torch.zeros(tiles, dtype=torch.int64).scatter_reduce_(0, tile, count, "amax")
-    first_column = _starts(columns)
+    first_column = starts(columns)
     column = first_column[cell // width] + rank
     length = torch.bincount(column, minlength=int(first_column[-1]))
-    target = _starts(length)[column] + place
-    first_entry = _starts(torch.bincount(cell // width, minlength=tiles))
+    target = starts(length)[column] + place
+    first_entry = starts(torch.bincount(cell // width, minlength=tiles))
     entry = torch.empty_like(entry).scatter_(0, target, entry)
     return [
         (touched % width).to(torch.int32),
@@ -130,6 +130,6 @@ def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> 
     ]
 
 
-def _starts(sizes: Tensor) -> Tensor:
+def starts(sizes: Tensor) -> Tensor:
     """0 and the running sums: where each of the consecutive pieces begins, and the end."""
     return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

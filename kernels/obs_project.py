@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.linear import nothing, transposes
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.registry import Operation
 
@@ -43,7 +44,7 @@ def obs_project(x: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) 
     x = _members(x, plan.cells, "cells")
     if out is not None:
         return PROJECT.into(out, [(len(x), plan.size)], x, *plan.arguments)
-    return _call(_Project, PROJECT, x, *plan.arguments)
+    return PROJECT_CALL(x, *plan.arguments)
 
 
 def obs_adjoint(r: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def obs_adjoint(r: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) 
     r = _members(r, plan.size, "observations")
     if out is not None:
         return ADJOINT.into(out, [(len(r), plan.cells)], r, *plan.arguments)
-    return _call(_Adjoint, ADJOINT, r, *plan.arguments)
+    return ADJOINT_CALL(r, *plan.arguments)
 
 
 def obs_residual(
@@ -63,7 +64,9 @@ def obs_residual(
     x = _members(x, plan.cells, "cells")
     if out is not None:
         return RESIDUAL.into(out, [(len(x), plan.size), (len(x),)], x, *plan.arguments, target)
-    return _call(_Residual, RESIDUAL, x, *plan.arguments, target)
+    if torch.compiler.is_compiling():
+        return RESIDUAL(x, *plan.arguments, target)
+    return _Residual.apply(x, *plan.arguments, target)
 
 
 def project_reference(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
@@ -143,8 +146,7 @@ RESIDUAL = Operation(
 )
 
 
-def _keep_plan(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.plan = inputs[1:5]
+PROJECT_CALL, ADJOINT_CALL = transposes(PROJECT, ADJOINT)
 
 
 def _keep_residual(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -152,42 +154,14 @@ def _keep_residual(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.save_for_backward(output[0])
 
 
-def _nothing(ctx: Any) -> tuple:
-    return None, None, [None] * len(ctx.plan[2]), None
-
-
-PROJECT.differentiate(_keep_plan, lambda ctx, u: (ADJOINT(u.contiguous(), *ctx.plan), *_nothing(ctx)))
-ADJOINT.differentiate(_keep_plan, lambda ctx, u: (PROJECT(u.contiguous(), *ctx.plan), *_nothing(ctx)))
 RESIDUAL.differentiate(
     _keep_residual,
-    lambda ctx, u, cost: (ADJOINT(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan), *_nothing(ctx), None),
+    lambda ctx, u, cost: (
+        ADJOINT(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan),
+        *nothing(ctx.plan),
+        None,
+    ),
 )
-
-
-class _Project(torch.autograd.Function):
-    forward = staticmethod(PROJECT)
-    setup_context = staticmethod(_keep_plan)
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple:
-        return _Adjoint.apply(u.contiguous(), *ctx.plan), *[None] * 4
-
-    @staticmethod
-    def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
-        return _Project.apply(v.contiguous(), *ctx.plan)
-
-
-class _Adjoint(torch.autograd.Function):
-    forward = staticmethod(ADJOINT)
-    setup_context = staticmethod(_keep_plan)
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple:
-        return _Project.apply(u.contiguous(), *ctx.plan), *[None] * 4
-
-    @staticmethod
-    def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
-        return _Adjoint.apply(v.contiguous(), *ctx.plan)
 
 
 class _Residual(torch.autograd.Function):
@@ -200,17 +174,12 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, cost: Tensor) -> tuple:
-        return _Adjoint.apply(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan), *[None] * 5
+        return ADJOINT_CALL(u + cost[:, None] * ctx.saved_tensors[0], *ctx.plan), *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, v: Tensor, *_: None) -> tuple[Tensor, Tensor]:
-        tangent = _Project.apply(v.contiguous(), *ctx.plan)
+        tangent = PROJECT_CALL(v, *ctx.plan)
         return tangent, torch.linalg.vecdot(ctx.saved_tensors[0], tangent)
-
-
-def _call(function: Any, operation: Operation, *arguments: Any) -> Any:
-    """torch.compile knows the operation's derivative, torch.func the function's; neither knows the other."""
-    return operation(*arguments) if torch.compiler.is_compiling() else function.apply(*arguments)
 
 
 def _members(x: Tensor, size: int, what: str) -> Tensor:

@@ -19,7 +19,7 @@ from lsda_fast.kernels import native
 
 __all__ = ["Choice", "Operation", "report", "trace", "use"]
 
-FILES = ("adam_step", "cg_step", "noise", "obs_project", "sampler_step")
+FILES = ("adam_step", "cg_step", "head_project", "noise", "obs_project", "sampler_step")
 IMPLEMENTATIONS = ("reference", "cpu")
 LIBRARY = torch.library.Library("lsda", "FRAGMENT")
 OPERATIONS: "dict[str, Operation]" = {}

@@ -49,6 +49,8 @@ class Assimilator:
         The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
     representativeness : bool
         Whether R includes the autoencoder's reconstruction error.
+    head : bool
+        See ``Package.prior``.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Assimilator:
         block: int | None = None,
         correction: bool = True,
         representativeness: bool = True,
+        head: bool = False,
     ) -> None:
         self.package, self.correction, self.representativeness = package, correction, representativeness
+        self.head = head
         if block is None:
             block = 16 if package.latent_shape[-1] == 1 else 4
         self.sampler = Sampler(
@@ -126,7 +130,7 @@ class Assimilator:
         season = None
         if "time" in background.coords:
             season = torch.from_numpy(calendar(np.array([background["time"].values])))
-        prior = package.prior(x_b, calendar=season, correction=self.correction)
+        prior = package.prior(x_b, calendar=season, correction=self.correction, head=self.head)
         samples = self.sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step)
         with torch.no_grad():
             x_a = torch.cat([prior.decode(z[None]) for z in samples.z])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Level, Schedule
 
-__all__ = ["EigenCovariance", "Linearization", "Prior"]
+__all__ = ["EigenCovariance", "Linearization", "Prior", "observe"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Prior:
     denoise : callable (z_t (M, *latent), Level) -> z0 (M, *latent)
         The clean estimate E[z | z_t, z_b].
     decode : callable z (M, *latent) -> x (M, C, H, W)
-        The normalised state.
+        The normalised state. One that can ``observe`` (``models.head``) is observed without forming it.
     encode : callable x (M, C, H, W) -> z (M, *latent), optional
         Needed by Repaint alone.
     tangent : callable Counter -> (callable z (M, *latent) -> x (M, C, H, W)), optional
@@ -77,6 +77,16 @@ class Prior:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     evaluations: Counter[str] = field(default_factory=Counter)
+
+    def observe(self, operator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """z -> H(D(z)), (M, P), for an operator x -> H(x)."""
+        return observe(self.decode, operator)
+
+
+def observe(decode: Callable[[Tensor], Tensor], operator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """z -> H(D(z)): in the decoder's own way where it has one (``models.head``), else decode, then observe."""
+    own = getattr(decode, "observe", None)
+    return own(operator) if own is not None else lambda z: operator(decode(z))
 
 
 class Linearization:

@@ -101,9 +101,10 @@ def analysed(
     return run(background(), Observations.from_frame(frame), members=2)
 
 
-def test_the_mean_is_optimal_interpolation() -> None:
+@pytest.mark.parametrize("head", [False, True])
+def test_the_mean_is_optimal_interpolation(head: bool) -> None:
     frame = table()
-    result = analysed(frame, guidance=EXACT)
+    result = analysed(frame, guidance=EXACT, head=head)
     operator = ObservationOperator.stations(Observations.from_frame(frame), LAYOUT, NORMALIZATION)
     H = torch.zeros(operator.size, SIZE).scatter_add_(1, operator.index, operator.weight)
     variance = torch.tensor(np.tile([100.0, 0.8, 100.0], 12)) ** 2  # 1 hPa is 100 Pa

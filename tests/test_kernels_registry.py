@@ -13,7 +13,10 @@ from lsda_fast.kernels import native
 from lsda_fast.kernels.adam_step import adam_step
 from lsda_fast.kernels.noise import NOISE
 
-OPERATIONS = ["adam_step", "cg_step", "noise", "obs_adjoint", "obs_project", "obs_residual", "sampler_step"]
+OPERATIONS = [
+    *("adam_step", "cg_step", "head_adjoint", "head_project", "noise"),
+    *("obs_adjoint", "obs_project", "obs_residual", "sampler_step"),
+]
 
 
 def noise():

@@ -71,6 +71,28 @@ void obs_adjoint(Address x, Address r, Address cell, Address length, Address obs
 }
 
 template <class T>
+void head(bool transpose, Address x, Address y, Address weight, Address neighbour, Address start, Address row,
+          Address output, Address begin, Address entry, int64_t members, int64_t features, int64_t places,
+          int64_t sites, int64_t taps, int64_t values, bool last, int threads) {
+  const lsda::HeadParams<T> a = {at<T>(weight),
+                                 at<int32_t>(neighbour),
+                                 at<int32_t>(start),
+                                 at<int32_t>(row),
+                                 at<int32_t>(output),
+                                 at<int32_t>(begin),
+                                 at<int32_t>(entry),
+                                 members,
+                                 features,
+                                 places,
+                                 sites,
+                                 taps,
+                                 values,
+                                 last};
+  if (transpose) return lsda::cpu::head_adjoint<T>(a, at<T>(y), at<T>(x), threads);
+  lsda::cpu::head_project<T>(a, at<T>(x), at<T>(y), threads);
+}
+
+template <class T>
 void sampler_step(Address out, const std::vector<Address>& terms, const std::vector<double>& coefficients, double scale,
                   Address member, int64_t members, int64_t size, uint64_t seed, uint32_t step, uint32_t stream,
                   int threads) {
@@ -126,6 +148,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("obs_project_64", &obs_project<double>, unlocked);
   module.def("obs_adjoint_32", &obs_adjoint<float>, unlocked);
   module.def("obs_adjoint_64", &obs_adjoint<double>, unlocked);
+  module.def("head_32", &head<float>, unlocked);
+  module.def("head_64", &head<double>, unlocked);
   module.def("sampler_step_32", &sampler_step<float>);
   module.def("sampler_step_64", &sampler_step<double>);
   module.def("cg_step_32", &cg_step<float>, unlocked);

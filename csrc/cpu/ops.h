@@ -4,6 +4,7 @@
 
 #include "core/adam_step.h"
 #include "core/cg_step.h"
+#include "core/head.h"
 #include "core/obs_adjoint.h"
 #include "core/obs_project.h"
 #include "core/sampler_step.h"
@@ -16,6 +17,14 @@ void obs_project(ProjectParams<T> a, T* cost, int threads) noexcept;
 
 template <class T>
 void obs_adjoint(const AdjointParams<T>& a, int threads) noexcept;
+
+// x = features (M, F, S) to y = values (M, U).
+template <class T>
+void head_project(const HeadParams<T>& a, const T* x, T* y, int threads) noexcept;
+
+// y = values (M, U) to x = features (M, F, S).
+template <class T>
+void head_adjoint(const HeadParams<T>& a, const T* y, T* x, int threads) noexcept;
 
 template <class T>
 void sampler_step(const SamplerParams<T>& a, int threads) noexcept;

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lsda_fast.diffusion.noise import normal
 from lsda_fast.diffusion.schedule import Level
-from lsda_fast.prior import Linearization, Prior
+from lsda_fast.prior import Linearization, Prior, observe
 
 __all__ = ["Context", "Estimate", "Guidance", "Likelihood", "per_member"]
 
@@ -47,8 +47,8 @@ class Likelihood:
 
     def residual(self, prior: Prior) -> Callable[[Tensor], Tensor]:
         """z -> R^-1/2 (H(D(z)) - y), shape (M, P)."""
-        weight = self.variance.rsqrt()
-        return lambda z: (self.operator(prior.decode(z)) - self.y) * weight
+        observed, weight = prior.observe(self.operator), self.variance.rsqrt()
+        return lambda z: (observed(z) - self.y) * weight
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Context:
         prior, likelihood = self.prior, self.likelihood
         if prior.tangent is None:
             return None
-        tangent = prior.tangent(prior.evaluations)
+        observed = observe(prior.tangent(prior.evaluations), likelihood.operator)
         weight = likelihood.variance.rsqrt()
-        function = lambda w: likelihood.operator(tangent(latent(w))) * weight  # noqa: E731
+        function = lambda w: observed(latent(w)) * weight  # noqa: E731
         return Linearization(function, z, self.prior.evaluations, "surrogate")
 
 

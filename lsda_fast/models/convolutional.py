@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.head import Head
 from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock
 
 __all__ = ["ConvolutionalAutoencoder"]
@@ -58,7 +59,7 @@ class ConvolutionalAutoencoder(nn.Module):
         C, H, W = shape
         if H % patch or W % patch:
             raise InputError(f"patch {patch} does not divide the grid {H} x {W}")
-        self.shape, self.patch = tuple(shape), patch
+        self.shape, self.patch = (C, H, W), patch
         self.latent_shape = (latent_channels, H // patch, W // patch)
         edges: dict[str, Any] = {"periodic": periodic, "poles": poles}
         blocks = lambda n, size: [ResidualBlock(size, **edges) for _ in range(n)]  # noqa: E731
@@ -83,7 +84,15 @@ class ConvolutionalAutoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent (M, k, h, w) to state (M, C, H, W)."""
-        return self.decoder_head(self.fine(F.pixel_shuffle(self.expand(self.decoder(z)), self.patch)))
+        return self.decoder_head(*self.features(z))
+
+    def features(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the head decodes: latent (M, k, h, w) to (M, fine_width, H, W)."""
+        return (self.fine(F.pixel_shuffle(self.expand(self.decoder(z)), self.patch)),)
+
+    def heads(self) -> tuple[Head, ...]:
+        """The decoder's last convolution."""
+        return (Head.of_convolution(self.decoder_head, self.shape),)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

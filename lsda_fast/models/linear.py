@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.head import Head
 
 __all__ = ["LinearAutoencoder", "ResidualAutoencoder"]
 
@@ -39,13 +40,13 @@ class LinearAutoencoder(nn.Module):
     def __init__(self, shape: tuple[int, int, int], latent_channels: int, patch: tuple[int, int] | None = None) -> None:
         super().__init__()
         C, H, W = shape
-        self.patch = tuple(patch) if patch else (H, W)
+        self.patch = (patch[0], patch[1]) if patch else (H, W)
         if H % self.patch[0] or W % self.patch[1]:
             raise InputError(f"patch {self.patch} does not divide the grid {H} x {W}")
         size = C * math.prod(self.patch)
         if latent_channels > size:
             raise InputError(f"latent_channels = {latent_channels}; accepted is at most {size}, the numbers of a patch")
-        self.shape = tuple(shape)
+        self.shape = (C, H, W)
         self.latent_shape = (latent_channels, H // self.patch[0], W // self.patch[1])
         self.register_buffer("mean", torch.zeros(C, H, W))
         self.register_buffer("vectors", torch.eye(size)[:, :latent_channels].clone())
@@ -70,6 +71,14 @@ class LinearAutoencoder(nn.Module):
         patches = (z.permute(0, 2, 3, 1) * self.std) @ self.vectors.T
         x = patches.reshape(len(z), h, w, C, p, q).permute(0, 3, 1, 4, 2, 5).reshape(len(z), C, H, W)
         return x + self.mean
+
+    def features(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the head decodes: the latent itself."""
+        return (z,)
+
+    def heads(self) -> tuple[Head, ...]:
+        """The components of a patch."""
+        return (Head((self.vectors * self.std)[:, None], self.mean, self.shape, self.patch),)
 
     @torch.no_grad()
     def fit(self, states: Tensor, *, batch: int = 64) -> None:
@@ -117,3 +126,11 @@ class ResidualAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latent (M, k, h, w) to state (M, C, H, W)."""
         return self.linear.decode(z) + self.residual.decode(z)
+
+    def features(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the heads of the two decode."""
+        return self.linear.features(z) + self.residual.features(z)
+
+    def heads(self) -> tuple[Head, ...]:
+        """The heads of the two."""
+        return self.linear.heads() + self.residual.heads()

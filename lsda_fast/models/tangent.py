@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsda_fast.models.head import Head
 from lsda_fast.models.layers import geo_pad
 from lsda_fast.prior import Linearization
 
@@ -52,6 +53,7 @@ class PatchTangent:
     ) -> None:
         self.periodic, self.poles = periodic, poles
         dx = Linearization(decode, z.expand_as(increments), evaluations, "decoder").jvp(increments)
+        self.shape = dx.shape[1], dx.shape[2], dx.shape[3]
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
         rows = self._neighbourhoods(increments).flatten(0, 1).double()
         targets = F.unfold(dx, self.patch, stride=self.patch).mT.flatten(0, 1).double()
@@ -63,7 +65,16 @@ class PatchTangent:
         """The 3 x 3 places around every place, (M, h w, 9 k)."""
         return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3).mT
 
-    def __call__(self, dz: Tensor) -> Tensor:
+    def decode(self, dz: Tensor) -> Tensor:
         """W * dz."""
         size = dz.shape[2] * self.patch[0], dz.shape[3] * self.patch[1]
         return F.fold((self._neighbourhoods(dz) @ self.weight).mT, size, self.patch, stride=self.patch)
+
+    def features(self, dz: Tensor) -> tuple[Tensor, ...]:
+        """What the head decodes: the increment itself."""
+        return (dz,)
+
+    def heads(self) -> tuple[Head, ...]:
+        """The convolution, see ``models.head``."""
+        weight = self.weight.unflatten(0, (-1, 9)).permute(2, 1, 0)
+        return (Head(weight, weight.new_zeros(()), self.shape, self.patch, self.periodic, self.poles),)

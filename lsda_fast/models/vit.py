@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.head import Head
 from lsda_fast.models.windows import Tower, Windows
 
 __all__ = ["ViTAutoencoder"]
@@ -121,9 +122,21 @@ class ViTAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """States (M, C, H, W) of latents z (M, latent_channels, h, w); InputError for another shape."""
         _check("a latent", z, self.latent_shape)
-        tokens = self.decoder(self.decoder_embed(z.permute(0, 2, 3, 1)))
-        patches = self.decoder_head(tokens).unflatten(-1, (self.shape[0], *self.patch))
+        patches = self.decoder_head(self._tokens(z)).unflatten(-1, (self.shape[0], *self.patch))
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(-3, -2)
+
+    def features(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the head decodes: latents z (M, latent_channels, h, w) to tokens (M, width, h, w)."""
+        return (self._tokens(z).movedim(-1, 1),)
+
+    def heads(self) -> tuple[Head, ...]:
+        """The projection of tokens to patches."""
+        (C, _, _), (p, q), (_, h, w) = self.shape, self.patch, self.latent_shape
+        bias = self.decoder_head.bias.reshape(C, p, q).repeat(1, h, w)
+        return (Head(self.decoder_head.weight[:, None], bias, self.shape, self.patch),)
+
+    def _tokens(self, z: Tensor) -> Tensor:
+        return self.decoder(self.decoder_embed(z.permute(0, 2, 3, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction (M, C, H, W) of states x (M, C, H, W) through the mean latent."""

@@ -18,6 +18,7 @@ from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import FullWhitening, Whitening
+from lsda_fast.models.head import HeadedDecoder
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.package.external import External
 from lsda_fast.prior import EigenCovariance, Prior
@@ -30,7 +31,12 @@ __all__ = ["analysis_prior"]
 
 @torch.no_grad()
 def analysis_prior(
-    package: "Package", background: Tensor, *, calendar: Tensor | None = None, correction: bool = True
+    package: "Package",
+    background: Tensor,
+    *,
+    calendar: Tensor | None = None,
+    correction: bool = True,
+    head: bool = False,
 ) -> Prior:
     """The prior of one analysis; see ``Package.prior``."""
     z_b = _background_latent(package, background)
@@ -42,11 +48,11 @@ def analysis_prior(
         "schedule": package.schedule,
         "latent_shape": package.latent_shape,
         "denoise": _denoise(package, z_b, calendar) if correction else _linear_gaussian,
-        "tangent": _tangent(package, z_b),
+        "tangent": _tangent(package, z_b, head),
         "dtype": package.dtype,
         "device": package.device,
     }
-    return (_whitened if package.whitened else _plain)(package, z_b, common)
+    return (_whitened if package.whitened else _plain)(package, z_b, common, head)
 
 
 def _background_latent(package: "Package", background: Tensor) -> Tensor:
@@ -62,24 +68,31 @@ def _background_latent(package: "Package", background: Tensor) -> Tensor:
     )
 
 
-def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any]) -> Prior:
+def _decoder(model: Any, latent: Callable[[Tensor], Tensor], head: bool) -> Callable[[Tensor], Tensor]:
+    """The model's decoder after the map from the sampler's variable to its latent; with its heads if asked."""
+    if not head or not hasattr(model, "heads"):
+        return lambda u: model.decode(latent(u))
+    return HeadedDecoder(lambda u: model.decode(latent(u)), lambda u: model.features(latent(u)), model.heads())
+
+
+def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) -> Prior:
     autoencoder, whitening = package.autoencoder, package.modules["whitening"]
     assert isinstance(whitening, Whitening)
     return Prior(
-        decode=lambda u: autoencoder.decode(z_b + whitening.color(u)),
+        decode=_decoder(autoencoder, lambda u: z_b + whitening.color(u), head),
         encode=lambda x: whitening.whiten(autoencoder.encode(x) - z_b),
         variance=torch.ones(package.latent_shape, dtype=package.dtype, device=package.device),
         **common,
     )
 
 
-def _plain(package: "Package", z_b: Tensor, common: dict[str, Any]) -> Prior:
+def _plain(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) -> Prior:
     autoencoder, whitening = package.autoencoder, package.modules.get("whitening")
     covariance = None
     if isinstance(whitening, FullWhitening):
         covariance = EigenCovariance(whitening.vectors, whitening.variance)
     return Prior(
-        decode=autoencoder.decode,
+        decode=_decoder(autoencoder, lambda z: z, head),
         encode=autoencoder.encode,
         covariance=covariance,
         variance=_variance(whitening, package.latent_shape),
@@ -121,7 +134,9 @@ def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
     return to_clean("wiener", torch.zeros_like(z_t), z_t, level)
 
 
-def _tangent(package: "Package", z_b: Tensor) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
+def _tangent(
+    package: "Package", z_b: Tensor, head: bool
+) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
     """The decoder's stand-in around a background latent, fitted when first asked for."""
     (_, H, W), whitening = package.layout.shape, package.modules.get("whitening")
     if len(package.latent_shape) != 3 or H % package.latent_shape[1] or W % package.latent_shape[2]:
@@ -140,7 +155,7 @@ def _tangent(package: "Package", z_b: Tensor) -> Callable[[Counter[str]], Callab
             fitted = PatchTangent(
                 package.autoencoder.decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles
             )
-            made.append((lambda v: fitted(color(v))) if package.whitened else fitted)
+            made.append(_decoder(fitted, color if package.whitened else lambda v: v, head))
         return made[0]
 
     return make

@@ -1,0 +1,56 @@
+"""Derivatives of two operations that are linear in their first argument and each the other's transpose.
+
+The JVP of each is itself and its VJP the other, to any order, for torch.autograd, torch.func and torch.compile. The
+other arguments count as constants.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsda_fast.kernels.registry import Operation
+
+__all__ = ["nothing", "transposes"]
+
+Call = Callable[..., Tensor]
+
+
+def transposes(forward: Operation, adjoint: Operation) -> tuple[Call, Call]:
+    """Give both their derivatives; the two as calls that have them, also inside torch.func."""
+    calls: dict[Operation, Call] = {}
+    for operation, other in ((forward, adjoint), (adjoint, forward)):
+        _register(operation, other)
+        calls[operation] = _call(operation, lambda u, *rest, other=other: calls[other](u, *rest))
+    return calls[forward], calls[adjoint]
+
+
+def nothing(rest: Sequence[Any]) -> tuple[Any, ...]:
+    """The derivative in these arguments, as torch.library wants it."""
+    return tuple([None] * len(a) if isinstance(a, (list, tuple)) else None for a in rest)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.rest = inputs[1:]
+
+
+def _register(operation: Operation, other: Operation) -> None:
+    operation.differentiate(_keep, lambda ctx, u: (other(u.contiguous(), *ctx.rest), *nothing(ctx.rest)))
+
+
+def _call(operation: Operation, transpose: Call) -> Call:
+    class Linear(torch.autograd.Function):
+        forward = staticmethod(operation)
+        setup_context = staticmethod(_keep)
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> tuple:
+            return transpose(u.contiguous(), *ctx.rest), *[None] * len(ctx.rest)
+
+        @staticmethod
+        def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
+            return Linear.apply(v.contiguous(), *ctx.rest)
+
+    # torch.compile knows the operation's derivative, torch.func the function's; neither knows the other.
+    return lambda *arguments: operation(*arguments) if torch.compiler.is_compiling() else Linear.apply(*arguments)

@@ -1,0 +1,165 @@
+"""Observing through a decoder's head: the same as decoding the whole state and observing that, with its derivatives."""
+
+import gc
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lsda_fast.demo import built_in_package
+from lsda_fast.models import build_autoencoder
+from lsda_fast.models.head import Head, HeadedDecoder
+from lsda_fast.models.layers import GeoConv2d
+from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.observations.operators import ObservationOperator, StackedOperator, StencilOperator
+from lsda_fast.prior import Linearization, observe
+
+SHAPE = (3, 8, 12)
+LATENT = (5, 4, 6)
+LINEAR = {"shape": SHAPE, "latent_channels": 5, "patch": (2, 2)}
+CONVOLUTION = {"shape": SHAPE, "latent_channels": 5, "patch": 2, "width": 16, "depth": 1, "fine_width": 8}
+
+
+def convolution(**edges):
+    return {"name": "convolutional", **CONVOLUTION, **edges}
+
+
+MODELS = {
+    "3 x 3, global": convolution(periodic=True, poles=(True, True)),
+    "3 x 3, one pole": convolution(periodic=True, poles=(False, True)),
+    "3 x 3, region": convolution(periodic=False),
+    "un-patchify": {
+        "name": "vit",
+        "shape": SHAPE,
+        "latent_channels": 5,
+        "patch": (2, 2),
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "windows": [(2, 3)],
+        "global_every": 1,
+        "periodic": True,
+    },
+    "components of patches": {"name": "linear", **LINEAR},
+    "components of the domain": {"name": "linear", "shape": SHAPE, "latent_channels": 5},
+    "residual": {"name": "residual", "linear": LINEAR, "residual": convolution(periodic=True)},
+}
+
+
+def model(settings, dtype=torch.float64):
+    torch.manual_seed(0)
+    built = build_autoencoder(**settings)
+    with torch.no_grad():
+        for tensor in (*built.parameters(), *built.buffers()):
+            tensor.copy_(torch.randn(tensor.shape) / max(1, tensor[0].numel()) ** 0.5)
+    return built.to(dtype).requires_grad_(False)
+
+
+class OneByOne(nn.Module):
+    """A decoder that ends in a 1 x 1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent_shape = (5, *SHAPE[1:])
+        self.inner, self.last = nn.Conv2d(5, 7, 1), GeoConv2d(7, 3, 1, periodic=True)
+
+    def decode(self, z):
+        return self.last(*self.features(z))
+
+    def features(self, z):
+        return (self.inner(z).tanh(),)
+
+    def heads(self):
+        return (Head.of_convolution(self.last, SHAPE),)
+
+
+def headed(decoder):
+    return HeadedDecoder(decoder.decode, decoder.features, decoder.heads())
+
+
+def stencil(dtype=torch.float64, size=60, K=4):
+    """Stencils anywhere, poles and date line included; some points are absent, some observations twice."""
+    g = torch.Generator().manual_seed(1)
+    C, H, W = SHAPE
+    index = torch.randint(0, C * H * W, (size, K), generator=g)
+    weight = torch.randn(size, K, generator=g).to(dtype)
+    weight[::3, 2:] = 0
+    index[:4] = torch.tensor([0, W - 1, (H - 1) * W, H * W - 1])[:, None]
+    index[5], weight[5] = index[6], weight[6]
+    return StencilOperator(index, weight, torch.randn(size, generator=g).to(dtype), SHAPE)
+
+
+def assert_same(decode, own, operator, z, tolerance):
+    """Values, JVP and VJP of H(D(z)) are those of decode-then-observe, and each other's transpose."""
+    plain = Linearization(lambda z: operator(decode(z)), z, Counter(), "plain")
+    fast = Linearization(own, z, Counter(), "fast")
+    v, u = torch.randn_like(z), torch.randn_like(plain.value)
+    pairs = ((plain.value, fast.value), (plain.jvp(v), fast.jvp(v)), (plain.vjp(u), fast.vjp(u)))
+    for expected, value in pairs:
+        scale = float(expected.abs().max()) if expected.numel() else 1.0
+        torch.testing.assert_close(value, expected, rtol=0, atol=tolerance * scale)
+    left, right = (fast.jvp(v) * u).sum(), (fast.vjp(u) * v).sum()
+    torch.testing.assert_close(left, right, rtol=0, atol=tolerance * float(v.norm() * u.norm()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("settings", [*MODELS.values(), None], ids=[*MODELS, "1 x 1"])
+def test_it_is_decoding_then_observing(settings, dtype, tolerance):
+    decoder = OneByOne().to(dtype).requires_grad_(False) if settings is None else model(settings, dtype)
+    z = torch.randn(3, *decoder.latent_shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    operator = stencil(dtype)
+    assert_same(decoder.decode, headed(decoder).observe(operator), operator, z, tolerance)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_few_observations(size):
+    decoder, operator = model(MODELS["residual"]), stencil(size=40)
+    few = StencilOperator(operator.index[:size], operator.weight[:size], operator.offset[:size], SHAPE)
+    z = torch.randn(2, *LATENT, dtype=torch.float64)
+    assert_same(decoder.decode, headed(decoder).observe(few), few, z, 1e-12)
+
+
+@pytest.mark.parametrize("edges", [{"periodic": True}, {"periodic": False}, {"periodic": True, "poles": (True, False)}])
+def test_the_tangent_is_observed_alike(edges):
+    decoder, operator = model(convolution(**edges)), stencil()
+    z = torch.randn(16, *LATENT, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    tangent = PatchTangent(decoder.decode, z[:1], z, Counter(), **edges)
+    assert_same(tangent.decode, headed(tangent).observe(operator), operator, z[:2], 1e-12)
+
+
+def test_no_field_is_formed_for_a_stencil_and_a_plan_is_made_once():
+    decoder, operator = model(MODELS["residual"]), stencil()
+    fast = replace(headed(decoder), decode=None)
+    own = fast.observe(operator)
+    assert own(torch.zeros(2, *LATENT, dtype=torch.float64)).shape == (2, 60)
+    assert fast.observe(operator) is own
+    del operator
+    gc.collect()
+    assert not fast._made
+
+
+def test_what_is_no_stencil_observes_the_whole_state():
+    decoder = model(MODELS["residual"])
+    z = torch.randn(2, *LATENT, dtype=torch.float64)
+    operators = [lambda x: x.flatten(1)[:, ::5].square(), StackedOperator((stencil(), stencil()))]
+    for operator in operators:
+        for decode in (headed(decoder), decoder.decode):
+            assert torch.equal(observe(decode, operator)(z), operator(decoder.decode(z)))
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_a_package_observes_through_its_head_when_asked(whitened):
+    package = replace(built_in_package(), whitened=whitened)
+    C, H, W = package.layout.shape
+    mask = torch.rand(H, W, generator=torch.Generator().manual_seed(3)) < 0.02
+    operator = ObservationOperator.mask(mask, package.layout.shape, package.normalization)
+    x_b = torch.randn(C, H, W, generator=torch.Generator().manual_seed(4))
+    plain, fast = package.prior(x_b), package.prior(x_b, head=True)
+    z = torch.randn(2, *package.latent_shape, generator=torch.Generator().manual_seed(5))
+    for own in (lambda prior: prior.decode, lambda prior: prior.tangent(prior.evaluations)):
+        expected, value = (observe(own(prior), operator)(z) - operator.offset for prior in (plain, fast))
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(fast.decode(z), plain.decode(z))
+    assert not hasattr(plain.decode, "observe")
