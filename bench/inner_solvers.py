@@ -75,7 +75,7 @@ def main() -> None:
     prior.tangent(prior.evaluations)
     once = prior.evaluations["decoder_jvp"]
     e = torch.randn(arguments.members, len(likelihood.y), generator=torch.Generator().manual_seed(0))
-    preconditioned = [(3, n) for n in (2, 3, 4, 5, 6, 7, 8, 10)] + [(2, n) for n in (3, 4, 6, 8, 10)]
+    preconditioned = [(3, n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)] + [(2, n) for n in (1, 2, 3, 4, 6, 8, 10)]
     solvers: dict[str, list[InnerSolver]] = {
         "GaussNewton": [GaussNewton(outer, n, 0, precondition=20) for outer, n in preconditioned],
         "GaussNewton, not preconditioned": [GaussNewton(3, n, 0) for n in (4, 8, 12, 16, 20, 24, 30)],

@@ -32,13 +32,14 @@ from lsda_fast.twin import column_observations
 from lsda_fast.verification import Scores, paired_bootstrap
 
 SOLVE = GaussNewton(outer=1, cg=16, halvings=0)  # the decoder is linear
-METHODS: dict[str, tuple[Guidance, int]] = {
-    "ObsFree": (ObsFree(), 16),
-    "Repaint": (Repaint(), 32),
-    "DPS": (DPS(), 64),
-    "MMPS": (MMPS(), 16),
-    "LO-SDA": (LatentOptimization(SOLVE, prior_covariance="tweedie"), 3),
-    "LO-SDA, isotropic": (LatentOptimization(SOLVE), 3),
+# Guidance, noise levels, and rho of the last one (the guidance's own for None); LO-SDA's were chosen on 2007.
+METHODS: dict[str, tuple[Guidance, int, float | None]] = {
+    "ObsFree": (ObsFree(), 16, None),
+    "Repaint": (Repaint(), 32, None),
+    "DPS": (DPS(), 64, None),
+    "MMPS": (MMPS(), 16, None),
+    "LO-SDA": (LatentOptimization(SOLVE, prior_covariance="tweedie"), 4, 1.0),
+    "LO-SDA, isotropic": (LatentOptimization(SOLVE), 4, 1.0),
 }
 
 
@@ -117,12 +118,13 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
                 operator, y, variance + error, operator.representativeness(torch.ones(len(layout.names))).sqrt()
             )
             for name in arguments.methods:
-                guidance, steps = METHODS[name]
+                guidance, steps, rho = METHODS[name]
                 if name.startswith("LO-SDA") and arguments.steps:
                     steps = arguments.steps
                 begin = time.perf_counter()
                 prior = package.prior(x_b, correction=not arguments.no_correction)
-                sampler = Sampler(guidance, steps=steps, block=16)
+                stop = None if rho is None else prior.schedule.time(rho)
+                sampler = Sampler(guidance, steps=steps, stop=stop, block=16)
                 z = sampler(prior, likelihood, members=arguments.members, seed=int(date)).z
                 with torch.no_grad():
                     results[name] = prior.decode(z)

@@ -2,7 +2,7 @@
 
 Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405) maps a 128-bit counter and a 64-bit key to four 32-bit
 words. Here ``key = seed`` and ``counter = (block of four elements, step, member, stream)``; pairs of words become
-pairs of normals by Box-Muller in float64.
+pairs of normals by Box-Muller in float64. Bit 32 of a member's number (``MIRROR``) negates its normals.
 
 C++ makes the same words; its normals differ from the reference's by at most 6e-15 before they are rounded to float32,
 because it reduces the angle exactly and the reference rounds it.
@@ -16,7 +16,9 @@ from torch import Tensor
 from lsda_fast.kernels import native
 from lsda_fast.kernels.registry import Operation
 
-__all__ = ["NOISE", "noise_reference", "philox", "signed"]
+__all__ = ["MIRROR", "NOISE", "noise_reference", "philox", "signed"]
+
+MIRROR = 1 << 32
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -50,12 +52,13 @@ def signed(seed: int) -> int:
 
 
 def noise_reference(members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Standard normals (M, size) of the members (M,), int64."""
+    """Standard normals (M, size) of the members (M,), int64, below 2^33."""
     block = torch.arange((size + 3) // 4, dtype=torch.int64, device=members.device)[None]
     scalar = torch.zeros_like(block[:, :1])
-    words = philox((block, scalar + step, members[:, None], scalar + stream), (seed & _MASK, (seed >> 32) & _MASK))
+    number, sign = (members & _MASK)[:, None], 1.0 - 2.0 * (members >> 32 & 1)[:, None]
+    words = philox((block, scalar + step, number, scalar + stream), (seed & _MASK, (seed >> 32) & _MASK))
     uniform = [(w.to(torch.float64) + 0.5) * 2.0**-32 for w in words]
-    radius = [torch.sqrt(-2.0 * torch.log(u)) for u in uniform[::2]]
+    radius = [sign * torch.sqrt(-2.0 * torch.log(u)) for u in uniform[::2]]
     angle = [2.0 * math.pi * u for u in uniform[1::2]]
     values = [f(a) * r for r, a in zip(radius, angle) for f in (torch.cos, torch.sin)]
     return torch.stack(values, dim=-1).flatten(1)[:, :size].to(dtype).contiguous()

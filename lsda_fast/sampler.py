@@ -179,7 +179,7 @@ class Sampler:
         on_step: Callable[[Step], None] | None,
     ) -> Estimate:
         levels = self.levels(prior)
-        base = Context(prior, likelihood, levels[0], False, seed, members)
+        base = Context(prior, likelihood, levels[0], False, seed, members, antithetic=self.guidance.antithetic)
         z_t = self._begin(prior, levels[0], seed, members)
         memory: dict = {}
         for i, level in enumerate(levels):
@@ -211,6 +211,7 @@ class Sampler:
             seed=seed,
             members=members,
             stream=STREAMS.start,
+            antithetic=self.guidance.antithetic,
             dtype=prior.dtype,
             device=prior.device,
         )

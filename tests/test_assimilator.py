@@ -257,11 +257,11 @@ def test_evaluations_are_counted_by_member() -> None:
     assert free.evaluations == {"denoiser": 5 * 4}
     inner = GaussNewton(outer=1, cg=7, halvings=0)
     guided = Assimilator(PACKAGE, LatentOptimization(inner), steps=3, block=4)(background(), observations, members=3)
-    # A draw at each of three levels, and the mean at the last: each one linearisation and seven products.
+    # A draw at each of three levels, and the mean at the last: each one linearisation and seven iterations.
     assert guided.evaluations["denoiser"] == 3 * 4
     assert guided.evaluations["decoder"] == 4 * 4
     assert 4 * 4 <= guided.evaluations["decoder_jvp"] <= 4 * 4 * 7
-    assert guided.evaluations["decoder_vjp"] == 4 * 4 + guided.evaluations["decoder_jvp"]
+    assert guided.evaluations["decoder_vjp"] == guided.evaluations["decoder_jvp"]
     assert guided.seconds > 0
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
-from lsda_fast.guidance.krylov import cg
+from lsda_fast.guidance.krylov import cg, matrix
 from lsda_fast.kernels.adam_step import ADAM, adam_step
 from lsda_fast.kernels.cg_step import CG, cg_step
 
@@ -57,7 +57,7 @@ def test_cg_solves_and_is_the_package_s_cg(checks, implementation, in_place):
         x = solve(A, b, 60, 1e-12, in_place)
         torch.testing.assert_close(x, torch.linalg.solve(A, b), rtol=1e-9, atol=1e-9)
         some = solve(A, b, 7, in_place=in_place)
-    torch.testing.assert_close(some, cg(lambda v: torch.einsum("mij,mj->mi", A, v), b, iterations=7))
+    torch.testing.assert_close(some, cg(matrix(lambda v: torch.einsum("mij,mj->mi", A, v)), b, iterations=7))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])

@@ -36,7 +36,7 @@ def test_philox_gives_the_same_words_on_every_instruction_set(checks):
 
 @pytest.mark.parametrize("size", [1, 3, 4, 127, 129, 4095, 4096, 4097, 20001])
 def test_normals_are_the_reference_to_an_ulp(checks, size):
-    members = [0, 17, 2**32 - 1]
+    members = [0, 17, 2**32 - 1, 2**32 + 17]
     arguments = (torch.tensor(members), size, signed(SEED), 3, 2)
     for isa in checks.isas():
         with kernels.use("cpu", isa=isa), checks.poisoned():

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsda_fast.guidance.krylov import cg, lanczos_sqrt
+from lsda_fast.guidance.krylov import cg, lanczos_sqrt, matrix, normal
+
+SOLVERS = (
+    lambda A, b, iterations: cg(matrix(A), b, iterations=iterations),
+    lambda A, b, iterations: lanczos_sqrt(A, b, iterations=iterations),
+)
 
 
 def matrices(conditions: list[float], n: int = 24, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -26,7 +31,7 @@ def product(A: Tensor):
 @pytest.mark.parametrize(("dtype", "iterations", "error"), [(torch.float64, 60, 1e-4), (torch.float32, 60, 1e-2)])
 def test_cg_solves_each_member(dtype, iterations, error):
     A, b = matrices([1.0, 10.0, 300.0], dtype=dtype), right(3, dtype=dtype)
-    x = cg(product(A), b, iterations=iterations, tolerance=1e-6)
+    x = cg(matrix(product(A)), b, iterations=iterations, tolerance=1e-6)
     residual = (product(A)(x) - b).norm(dim=1) / b.norm(dim=1)
     assert (residual < (2e-6 if dtype == torch.float64 else 1e-3)).all()
     exact = torch.linalg.solve(A.double(), b.double())
@@ -36,7 +41,7 @@ def test_cg_solves_each_member(dtype, iterations, error):
 def test_cg_minimises_over_the_krylov_space():
     """After k iterations x is the best in span(b, Ab, ..., A^(k-1) b) in the norm of A."""
     A, b, k = matrices([50.0]), right(1), 5
-    x = cg(product(A), b, iterations=k, tolerance=0.0)[0]
+    x = cg(matrix(product(A)), b, iterations=k, tolerance=0.0)[0]
     K = [b[0]]
     for _ in range(k - 1):
         K.append(A[0] @ K[-1])
@@ -49,12 +54,14 @@ def test_cg_is_exact_after_as_many_iterations_as_distinct_eigenvalues():
     V = torch.linalg.qr(right(24))[0]
     A = (V * torch.tensor([1.0, 2.0, 5.0] * 8).double() @ V.T)[None]
     b = right(1)
-    torch.testing.assert_close(product(A)(cg(product(A), b, iterations=3, tolerance=0.0)), b, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        product(A)(cg(matrix(product(A)), b, iterations=3, tolerance=0.0)), b, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_a_member_stands_still_once_it_has_converged():
     A, b = matrices([1.0, 1e4]), right(2)
-    few, many = (cg(product(A), b, iterations=k) for k in (3, 60))
+    few, many = (cg(matrix(product(A)), b, iterations=k) for k in (3, 60))
     assert torch.equal(few[0], many[0])
     assert not torch.equal(few[1], many[1])
 
@@ -63,7 +70,7 @@ def test_zero_and_zero_curvature_give_zero_not_nan():
     A, b = matrices([3.0, 3.0]), right(2)
     A[1] = 0.0
     b[0] = 0.0
-    assert torch.equal(cg(product(A), b, iterations=5), torch.zeros_like(b))
+    assert torch.equal(cg(matrix(product(A)), b, iterations=5), torch.zeros_like(b))
     assert torch.equal(lanczos_sqrt(product(A), b, iterations=5), torch.zeros_like(b))
 
 
@@ -71,15 +78,15 @@ def test_a_hard_neighbour_changes_no_bit():
     easy, hard = matrices([5.0, 7.0, 9.0]), matrices([5.0, 7.0, 9.0])
     hard[1] = matrices([1.0, 1e8, 1.0])[1]
     b = right(3)
-    for solve in (cg, lanczos_sqrt):
-        alone, company = (solve(product(A), b, iterations=20) for A in (easy, hard))
+    for solve in SOLVERS:
+        alone, company = (solve(product(A), b, 20) for A in (easy, hard))
         assert torch.equal(alone[[0, 2]], company[[0, 2]])
 
 
 def test_shapes_of_latents_pass_through():
     A, b = matrices([10.0, 20.0]), right(2)
-    for solve in (cg, lanczos_sqrt):
-        flat, shaped = (solve(product(A), v, iterations=12) for v in (b, b.reshape(2, 2, 3, 4)))
+    for solve in SOLVERS:
+        flat, shaped = (solve(product(A), v, 12) for v in (b, b.reshape(2, 2, 3, 4)))
         torch.testing.assert_close(shaped.flatten(1), flat, rtol=1e-12, atol=1e-12)
 
 
@@ -105,7 +112,7 @@ def test_negative_eigenvalues_count_as_zero():
 
 def test_cg_with_the_inverse_as_preconditioner_needs_one_iteration():
     A, b = matrices([300.0, 1e4]), right(2)
-    x = cg(product(A), b, iterations=1, precondition=product(torch.linalg.inv(A)))
+    x = cg(matrix(product(A)), b, iterations=1, precondition=product(torch.linalg.inv(A)))
     torch.testing.assert_close(product(A)(x), b, rtol=1e-8, atol=1e-8)
 
 
@@ -113,10 +120,23 @@ def test_an_iterative_preconditioner_leaves_the_solution_and_saves_iterations():
     """A few iterations of cg on a matrix near A, which is no linear map: flexible cg still finds A^-1 b."""
     A, b = matrices([1e4, 1e4]), right(2)
     near = A + 1e-4 * torch.diag_embed(right(2).abs())
-    inner = lambda r: cg(product(near), r, iterations=12)  # noqa: E731
+    inner = lambda r: cg(matrix(product(near)), r, iterations=12)  # noqa: E731
     exact = torch.linalg.solve(A, b)
     wrong = {
-        name: (cg(product(A), b, iterations=8, tolerance=0.0, precondition=p) - exact).norm() / exact.norm()
+        name: (cg(matrix(product(A)), b, iterations=8, tolerance=0.0, precondition=p) - exact).norm() / exact.norm()
         for name, p in (("plain", None), ("preconditioned", inner))
     }
     assert wrong["preconditioned"] < 0.02 * wrong["plain"]
+
+
+def test_the_normal_operator_is_its_matrix_and_takes_one_adjoint_less():
+    F, C = right(12)[:, :5], matrices([30.0], n=12)[0]
+    A, b, adjoints = torch.eye(5).double() + F.T @ C @ F, right(2, 5), []
+
+    def adjoint(w: Tensor) -> Tensor:
+        adjoints.append(1)
+        return w @ F
+
+    x = cg(normal(lambda v: v @ F.T, adjoint, lambda w: w @ C), b, iterations=3, tolerance=0.0)
+    torch.testing.assert_close(x, cg(matrix(lambda v: v @ A), b, iterations=3, tolerance=0.0), rtol=1e-12, atol=1e-12)
+    assert len(adjoints) == 2

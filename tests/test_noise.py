@@ -53,6 +53,13 @@ def test_moments_of_a_normal():
     assert abs(float((z.abs() > 3).sum()) - tail) < 4.5 * math.sqrt(tail)
 
 
+def test_antithetic_members_are_opposite_and_the_same_in_any_company():
+    z = normal((7,), seed=3, members=range(6), antithetic=True)
+    assert torch.equal(z[::2], normal((7,), seed=3, members=range(3)))
+    assert torch.equal(z[1::2], -z[::2])
+    assert torch.equal(z[[5]], normal((7,), seed=3, members=[5], antithetic=True))
+
+
 @pytest.mark.parametrize("other", [{"members": [4]}, {"step": 1}, {"stream": 1}, {"seed": 1}, {"seed": 1 << 32}])
 def test_members_steps_streams_and_seeds_are_independent(other):
     base = {"seed": 0, "members": [3], "step": 0, "stream": 0, "dtype": torch.float64}

@@ -41,14 +41,22 @@ def sample(guidance, problem, *, members=M, recenter=False, **settings):
 def test_latent_optimization_samples_the_posterior(few, tolerances, kind, steps):
     """Randomised members and the matching covariance: exact at every number of levels."""
     problem = few[kind]
-    z = sample(LatentOptimization(FEW, prior_covariance=MATCHING[kind]), problem, steps=steps)
+    z = sample(LatentOptimization(FEW, prior_covariance=MATCHING[kind], antithetic=False), problem, steps=steps)
     tolerances.assert_samples(z, problem.mean, problem.covariance)
+
+
+@pytest.mark.parametrize("kind", MATCHING)
+def test_antithetic_members_are_samples_and_their_mean_is_the_posterior_s(few, tolerances, kind):
+    problem = few[kind]
+    z = sample(LatentOptimization(FEW, prior_covariance=MATCHING[kind]), problem, steps=2)
+    tolerances.assert_samples(z[::2], problem.mean, problem.covariance)
+    assert problem.error(z[:2].mean(0)) < 1e-4
 
 
 @pytest.mark.parametrize("lanczos", [20, 0])
 def test_tweedie_samples_the_posterior(few, tolerances, lanczos):
     problem = few["correlated"]
-    guidance = LatentOptimization(FEW, prior_covariance="tweedie", lanczos=lanczos)
+    guidance = LatentOptimization(FEW, prior_covariance="tweedie", lanczos=lanczos, antithetic=False)
     tolerances.assert_samples(sample(guidance, problem, steps=2), problem.mean, problem.covariance)
 
 
@@ -144,7 +152,7 @@ def test_dps_and_repaint_keep_their_bias(toy, problems, guidance, error):
 def test_recentring_takes_the_sampling_noise_out_of_the_mean(problems, kind, steps):
     """The ensemble's mean becomes the average of the conditional means, at one level the posterior mean."""
     problem = problems[kind]
-    guidance = LatentOptimization(LINEAR, prior_covariance=MATCHING[kind])
+    guidance = LatentOptimization(LINEAR, prior_covariance=MATCHING[kind], antithetic=False)
     last = []
     sampler = Sampler(guidance, block=16, steps=steps)
     z = sampler(problem.prior, problem.likelihood, members=16, on_step=last.append).z

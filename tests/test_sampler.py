@@ -105,27 +105,28 @@ COUNTS = [
         dict.fromkeys(("denoiser", "denoiser_vjp", "decoder", "decoder_vjp"), 2 * L - 1),
     ),
     (DPS(norm=True), {}, {"denoiser": L, "denoiser_vjp": L, "decoder": L, "decoder_vjp": L}),
-    # Each of the iterations multiplies by J C J', and so does the increment but for its J.
+    # Each of the iterations multiplies by J C J', the last and the increment without its J.
     (
         MMPS(iterations=5),
         {},
-        {"denoiser": L, "denoiser_vjp": 6 * L, "decoder": L, "decoder_vjp": 6 * L, "decoder_jvp": 5 * L},
+        {"denoiser": L, "denoiser_vjp": 6 * L, "decoder": L, "decoder_vjp": 6 * L, "decoder_jvp": 4 * L},
     ),
     (
         LatentOptimization(Adam(7), randomize=False),
         {},
         {"denoiser": L, "decoder": 7 * L, "decoder_vjp": 7 * L},
     ),
+    # A linearisation takes J' for the gradient, J for each iteration, and J' between two of them.
     (
         LatentOptimization(GN, randomize=False),
         {},
-        {"denoiser": L, "decoder": 2 * L, "decoder_vjp": 8 * L, "decoder_jvp": 6 * L},
+        {"denoiser": L, "decoder": 2 * L, "decoder_vjp": 6 * L, "decoder_jvp": 6 * L},
     ),
     # Randomised, the last level is solved once more for the conditional mean.
     (
         LatentOptimization(GN),
         {},
-        {"denoiser": L, "decoder": 2 * (L + 1), "decoder_vjp": 8 * (L + 1), "decoder_jvp": 6 * (L + 1)},
+        {"denoiser": L, "decoder": 2 * (L + 1), "decoder_vjp": 6 * (L + 1), "decoder_jvp": 6 * (L + 1)},
     ),
 ]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A transition of the sampler, and plain noise (no terms): out = sum_j coefficient_j term_j + scale eps,
-// eps from Philox with counter (element / 4, step, member, stream) and key seed.
+// eps from Philox with counter (element / 4, step, member, stream) and key seed; bit 32 of a member negates it.
 #pragma once
 
 #include "core/base.h"
@@ -47,10 +47,11 @@ LSDA_INLINE void sampler_step(const SamplerParams<T>& a, int64_t m, int64_t bloc
   const int64_t first = block * kBlock, n = smaller(kBlock, a.size - first);
   T noise[kBlock];
   if (a.scale != T(0)) {
+    const double sign = a.member[m] >> 32 & 1 ? -1.0 : 1.0;
     for (int64_t i = 0; i < n; i += kDraw) {
       double draw[kDraw];
       normals(draw, first + i, a.step, static_cast<uint32_t>(a.member[m]), a.stream, a.seed);
-      for (int64_t j = 0; j < kDraw; ++j) noise[i + j] = static_cast<T>(draw[j]);
+      for (int64_t j = 0; j < kDraw; ++j) noise[i + j] = static_cast<T>(sign * draw[j]);
     }
   }
   const int64_t offset = m * a.size + first;

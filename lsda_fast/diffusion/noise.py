@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsda_fast.kernels.noise import noise_reference
+from lsda_fast.kernels.noise import MIRROR, noise_reference
 
 __all__ = ["normal"]
 
@@ -21,6 +21,7 @@ def normal(
     members: Sequence[int],
     step: int = 0,
     stream: int = 0,
+    antithetic: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -36,11 +37,15 @@ def normal(
         Member numbers, each 0 <= m < 2**32; member ``m`` gives the same numbers in any company.
     step, stream : int
         Noise level, and which use of noise at that level, each 0 <= i < 2**32.
+    antithetic : bool
+        Members 2 i and 2 i + 1 draw opposite numbers: what is linear in the noise then averages to its mean exactly.
 
     Returns
     -------
     Tensor, shape (M, *shape)
     """
     numbers = torch.tensor(list(members), dtype=torch.int64, device=device)
+    if antithetic:
+        numbers = numbers // 2 + numbers % 2 * MIRROR
     flat = noise_reference(numbers, math.prod(shape), seed, step, stream, dtype)
     return flat.reshape(len(numbers), *shape)

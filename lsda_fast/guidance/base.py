@@ -6,7 +6,7 @@ frozen dataclass that holds its numbers and nothing else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class Likelihood:
 class Context:
     """What a guidance is given at one noise level.
 
-    ``round`` is 0 in the level's own call, and counts from 1 in those of a corrector.
+    ``round`` is 0 in the level's own call, and counts from 1 in those of a corrector; ``antithetic`` as for ``normal``.
     """
 
     prior: Prior
@@ -65,6 +65,7 @@ class Context:
     seed: int
     members: tuple[int, ...]
     round: int = 0
+    antithetic: bool = False
 
     def noise(self, shape: tuple[int, ...], stream: int) -> Tensor:
         """Standard normals (M, *shape), keyed by seed, member, level, round and stream."""
@@ -74,6 +75,7 @@ class Context:
             members=self.members,
             step=self.level.index,
             stream=stream + STREAMS.count * self.round,
+            antithetic=self.antithetic,
             dtype=self.prior.dtype,
             device=self.prior.device,
         )
@@ -120,12 +122,20 @@ class Guidance(ABC):
     """One way of correcting the clean estimate.
 
     ``solver``, ``spacing`` and ``steps`` are what the method is run with when the caller does not say.
+
+    Parameters
+    ----------
+    antithetic : bool
+        Members 2 i and 2 i + 1 draw opposite noise: each is a sample as before, and the mean of a pair carries no
+        sampling noise where the problem is Gaussian.
     """
 
     solver: ClassVar[str] = "ancestral"
     spacing: ClassVar[str] = "time"
     steps: ClassVar[int] = 64
     stop_rho: ClassVar[float] = 0.0
+
+    antithetic: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def guide(self, z_t: Tensor, context: Context) -> Estimate:

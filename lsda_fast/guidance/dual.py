@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lsda_fast.guidance.krylov import cg
+from lsda_fast.guidance.krylov import cg, normal
 from lsda_fast.prior import Linearization
 
 __all__ = ["dual_update"]
@@ -19,9 +19,6 @@ def dual_update(
     residual: Linearization, covariance: Callable[[Tensor], Tensor], offset: Tensor | None, *, iterations: int
 ) -> Tensor:
     """The increment z' - m (M, *latent); ``offset`` is m - z, None where the linearisation is at m itself."""
-
-    def operator(u: Tensor) -> Tensor:
-        return u + residual.jvp(covariance(residual.vjp(u)))
-
+    operator = normal(residual.vjp, residual.jvp, covariance)
     innovation = residual.value if offset is None else residual.value + residual.jvp(offset)
     return -covariance(residual.vjp(cg(operator, innovation, iterations=iterations)))

@@ -3,6 +3,7 @@
 - ``cg``: conjugate gradients for symmetric positive A, a fixed number of iterations;
   members that have converged stand still. Flexible when preconditioned (Notay 2000, doi:10.1137/S1064827599362314):
   the preconditioner may be an iteration itself.
+- ``normal``: A = I + F'C F, whose curvature p'Ap = |p|^2 + (F p)'C(F p) needs no F': the last iteration does without.
 - ``lanczos_sqrt``: A^1/2 b ~ |b| V T^1/2 e_1 from k Lanczos steps with full reorthogonalisation; negative Ritz values
   (of an indefinite learned derivative) count as zero.
 """
@@ -14,19 +15,42 @@ from torch import Tensor
 
 from lsda_fast.guidance.base import dot, per_member, squared_norm
 
-__all__ = ["cg", "lanczos_sqrt"]
+__all__ = ["cg", "lanczos_sqrt", "matrix", "normal"]
 
 Operator = Callable[[Tensor], Tensor]
+Quadratic = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor]]]
+
+
+def matrix(A: Operator) -> Quadratic:
+    """p -> (p'Ap, how to get A p), from p -> A p."""
+
+    def product(p: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        Ap = A(p)
+        return dot(p, Ap), lambda: Ap
+
+    return product
+
+
+def normal(F: Operator, adjoint: Operator, C: Operator = lambda w: w) -> Quadratic:
+    """The same of A = I + F'C F, with F' not taken before A p is asked for."""
+
+    def product(p: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        w = F(p)
+        Cw = C(w)
+        return squared_norm(p) + dot(w, Cw), lambda: p + adjoint(Cw)
+
+    return product
 
 
 def cg(
-    A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6, precondition: Operator | None = None
+    A: Quadratic, b: Tensor, *, iterations: int, tolerance: float = 1e-6, precondition: Operator | None = None
 ) -> Tensor:
     """Solve A x = b per member, from x = 0.
 
     Parameters
     ----------
-    A : callable (M, ...) -> (M, ...)
+    A : callable p (M, ...) -> (p'Ap (M,), callable -> A p (M, ...))
+        Of ``matrix`` or ``normal``.
     b : Tensor, shape (M, ...)
     iterations : int
     tolerance : float
@@ -43,13 +67,14 @@ def cg(
     p = z = precondition(r) if precondition else r
     rz = dot(r, z)
     limit = tolerance**2 * squared_norm(b)
-    for _ in range(iterations):
-        Ap = A(p)
-        pAp = dot(p, Ap)
+    for left in reversed(range(iterations)):
+        pAp, product = A(p)
         going = (squared_norm(r) > limit) & (pAp > 0)
         step = torch.where(going, rz / pAp, 0.0)
         x = x + per_member(step, x) * p
-        previous, r = r, r - per_member(step, r) * Ap
+        if not left:
+            break
+        previous, r = r, r - per_member(step, r) * product()
         z = precondition(r) if precondition else r
         rz_new = dot(r, z)
         turn = (dot(r - previous, z) if precondition else rz_new) / rz.clamp_min(1e-38)

@@ -38,6 +38,8 @@ class LatentOptimization(Guidance):
     lanczos : int, optional
         Lanczos steps of a ``tweedie`` sample; 0 takes the denoiser's derivative in full. When not given: 0 for latents
         of up to 256 numbers, 16 for others.
+    antithetic : bool
+        Members in pairs of opposite noise, see ``Guidance``.
     """
 
     solver: ClassVar[str] = "renoise"
@@ -49,6 +51,7 @@ class LatentOptimization(Guidance):
     prior_covariance: str = "isotropic"
     randomize: bool = True
     lanczos: int | None = None
+    antithetic: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.prior_covariance == "tweedie" and not isinstance(self.inner, GaussNewton):
@@ -79,7 +82,7 @@ class LatentOptimization(Guidance):
         v = self.inner.minimize(
             lambda v: context.linearize_residual(v, lambda w: perturbed(m + half(w))),
             start,
-            context.linearize_surrogate(start, half) if getattr(self.inner, "precondition", 0) else None,
+            context.linearize_surrogate(start, half) if self.inner.needs_surrogate else None,
         )
         return m + half(v)
 
