@@ -21,7 +21,7 @@ from lsda_fast.errors import InputError
 __all__ = ["ABI", "Module", "load", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
-ABI = 1
+ABI = 2
 
 
 class Module(NamedTuple):

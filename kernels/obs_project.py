@@ -20,7 +20,7 @@ from torch import Tensor
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 from lsda_fast.kernels.obs_plan import ObservationPlan
-from lsda_fast.kernels.registry import Operation
+from lsda_fast.kernels.registry import Operation, call
 
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
 
@@ -43,7 +43,7 @@ def obs_project(x: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) 
     x = _members(x, plan.cells, "cells")
     if out is not None:
         return PROJECT.into(out, [(len(x), plan.size)], x, *plan.arguments)
-    return _call(_Project, PROJECT, x, *plan.arguments)
+    return call(_Project, PROJECT, x, *plan.arguments)
 
 
 def obs_adjoint(r: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def obs_adjoint(r: Tensor, plan: ObservationPlan, *, out: Tensor | None = None) 
     r = _members(r, plan.size, "observations")
     if out is not None:
         return ADJOINT.into(out, [(len(r), plan.cells)], r, *plan.arguments)
-    return _call(_Adjoint, ADJOINT, r, *plan.arguments)
+    return call(_Adjoint, ADJOINT, r, *plan.arguments)
 
 
 def obs_residual(
@@ -63,7 +63,7 @@ def obs_residual(
     x = _members(x, plan.cells, "cells")
     if out is not None:
         return RESIDUAL.into(out, [(len(x), plan.size), (len(x),)], x, *plan.arguments, target)
-    return _call(_Residual, RESIDUAL, x, *plan.arguments, target)
+    return call(_Residual, RESIDUAL, x, *plan.arguments, target)
 
 
 def project_reference(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
@@ -206,11 +206,6 @@ class _Residual(torch.autograd.Function):
     def jvp(ctx: Any, v: Tensor, *_: None) -> tuple[Tensor, Tensor]:
         tangent = _Project.apply(v.contiguous(), *ctx.plan)
         return tangent, torch.linalg.vecdot(ctx.saved_tensors[0], tangent)
-
-
-def _call(function: Any, operation: Operation, *arguments: Any) -> Any:
-    """torch.compile knows the operation's derivative, torch.func the function's; neither knows the other."""
-    return operation(*arguments) if torch.compiler.is_compiling() else function.apply(*arguments)
 
 
 def _members(x: Tensor, size: int, what: str) -> Tensor:
