@@ -32,7 +32,7 @@ def trace(solver: InnerSolver, context: Context, e: Tensor) -> list[tuple[int, f
     prior, members = context.prior, len(e)
     whitened = context.likelihood.residual(prior)
     start = torch.zeros(members, *prior.latent_shape)
-    surrogate = context.linearize_surrogate(start, lambda v: v)
+    surrogate = context.linearize_surrogate(start)
     prior.evaluations.clear()
     points: list[tuple[int, float]] = []
 
@@ -43,7 +43,7 @@ def trace(solver: InnerSolver, context: Context, e: Tensor) -> list[tuple[int, f
         return (prior.evaluations["decoder_jvp"] + prior.evaluations["decoder_vjp"]) // members
 
     def linearize(v: Tensor) -> Linearization:
-        linear = context.linearize_residual(v, lambda w: whitened(w) - e)
+        linear = context.linearize_residual(v).after(lambda w: w, e)
         points.append((spent(), cost(linear.value, v)))
         return linear
 

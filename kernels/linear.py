@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsda_fast.kernels.registry import Operation
+from lsda_fast.kernels.registry import Operation, call
 
 __all__ = ["nothing", "transposes"]
 
@@ -52,5 +52,4 @@ def _call(operation: Operation, transpose: Call) -> Call:
         def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:
             return Linear.apply(v.contiguous(), *ctx.rest)
 
-    # torch.compile knows the operation's derivative, torch.func the function's; neither knows the other.
-    return lambda *arguments: operation(*arguments) if torch.compiler.is_compiling() else Linear.apply(*arguments)
+    return lambda *arguments: call(Linear, operation, *arguments)

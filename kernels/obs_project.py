@@ -21,7 +21,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 from lsda_fast.kernels.linear import nothing, transposes
 from lsda_fast.kernels.obs_plan import ObservationPlan
-from lsda_fast.kernels.registry import Operation
+from lsda_fast.kernels.registry import Operation, call
 
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
 
@@ -64,9 +64,7 @@ def obs_residual(
     x = _members(x, plan.cells, "cells")
     if out is not None:
         return RESIDUAL.into(out, [(len(x), plan.size), (len(x),)], x, *plan.arguments, target)
-    if torch.compiler.is_compiling():
-        return RESIDUAL(x, *plan.arguments, target)
-    return _Residual.apply(x, *plan.arguments, target)
+    return call(_Residual, RESIDUAL, x, *plan.arguments, target)
 
 
 def project_reference(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:

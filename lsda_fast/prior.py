@@ -8,14 +8,14 @@ plain one the standardised latent itself; the closures hide which. Everything do
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Level, Schedule
 
-__all__ = ["EigenCovariance", "Linearization", "Prior", "observe"]
+__all__ = ["Derivative", "Differentiable", "EigenCovariance", "Linearization", "Prior", "observe"]
 
 
 @dataclass(frozen=True)
@@ -89,43 +89,82 @@ def observe(decode: Callable[[Tensor], Tensor], operator: Callable[[Tensor], Ten
     return own(operator) if own is not None else lambda z: operator(decode(z))
 
 
+class Derivative(NamedTuple):
+    """A function at a point (M, ...): its value, v -> J v, u -> J' u. The members never mix."""
+
+    value: Tensor
+    jvp: Callable[[Tensor], Tensor]
+    vjp: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, function: Callable[[Tensor], Tensor], point: Tensor) -> "Derivative":
+        """In the function's own way, ``function.derivative(point)``, where it has one, else by torch.func."""
+        own = getattr(function, "derivative", None)
+        if own is not None:
+            return own(point)
+        point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
+        pair: Any = torch.func.vjp(function, point)
+        return cls(
+            pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0]
+        )
+
+
+class Differentiable(NamedTuple):
+    """A function that knows its own derivative."""
+
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Derivative]
+
+    def __call__(self, point: Tensor) -> Tensor:
+        """The value alone."""
+        return self.function(point)
+
+
 class Linearization:
-    """A function at a point: its value, and products with its Jacobian J and with J'.
+    """A derivative whose products are counted.
 
     Parameters
     ----------
-    function : callable (M, ...) -> (M, ...)
-        Members are independent.
-    point : Tensor, shape (M, ...)
+    derivative : Derivative
     evaluations : Counter
-        Gains ``name``, ``name_vjp`` and ``name_jvp``, by members.
+        Gains ``name_vjp`` and ``name_jvp``, by members.
     name : str
     """
 
-    def __init__(
-        self, function: Callable[[Tensor], Tensor], point: Tensor, evaluations: Counter[str], name: str
-    ) -> None:
-        point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
-        self._function, self._point, self._evaluations, self._name = function, point, evaluations, name
-        pair: Any = torch.func.vjp(function, point)
-        self.value: Tensor = pair[0]
-        self._vjp = pair[1]
+    def __init__(self, derivative: Derivative, evaluations: Counter[str], name: str) -> None:
+        self._derivative, self._evaluations, self._name = derivative, evaluations, name
+        self.value = derivative.value
+
+    @classmethod
+    def of(
+        cls, function: Callable[[Tensor], Tensor], point: Tensor, evaluations: Counter[str], name: str
+    ) -> "Linearization":
+        """Evaluate and differentiate ``function`` at ``point`` (M, ...); counted as ``name``."""
         evaluations[name] += len(point)
+        return cls(Derivative.of(function, point), evaluations, name)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v."""
         self._evaluations[f"{self._name}_jvp"] += len(v)
-        return torch.func.jvp(self._function, (self._point,), (v.contiguous(),))[1]
+        return self._derivative.jvp(v)
 
     def vjp(self, u: Tensor) -> Tensor:
         """J' u."""
         self._evaluations[f"{self._name}_vjp"] += len(u)
-        return self._vjp(u)[0]
+        return self._derivative.vjp(u)
+
+    def after(self, half: Callable[[Tensor], Tensor], less: Tensor | None = None) -> "Linearization":
+        """The same as a function of v, z = m + B v, with B symmetric (``half``); ``less`` is taken from the value."""
+        _, jvp, vjp = self._derivative
+        value = self.value if less is None else self.value - less
+        return Linearization(
+            Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u))), self._evaluations, self._name
+        )
 
     def jacobian(self) -> Tensor:
         """J of every member, (M, n', n) of the flattened value and point."""
         n = self.value[0].numel()
         rows = torch.eye(n, dtype=self.value.dtype, device=self.value.device).reshape(n, 1, *self.value.shape[1:])
         self._evaluations[f"{self._name}_vjp"] += n * len(self.value)
-        J = torch.func.vmap(lambda u: self._vjp(u.expand_as(self.value))[0])(rows)
+        J = torch.func.vmap(lambda u: self._derivative.vjp(u.expand_as(self.value)))(rows)
         return J.flatten(2).transpose(0, 1)

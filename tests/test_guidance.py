@@ -160,7 +160,7 @@ def test_the_line_search_backs_off_from_nan(inner):
         return torch.where(v.abs() > 4, torch.nan, torch.exp(v) - 20)
 
     start = torch.zeros(1, 1, dtype=torch.float64)
-    v = inner.minimize(lambda v: Linearization(residual, v, Counter(), "decoder"), start)
+    v = inner.minimize(lambda v: Linearization.of(residual, v, Counter(), "decoder"), start)
     gradient = (torch.exp(v) - 20) * torch.exp(v) + v
     assert abs(float(gradient)) < 0.2
     assert float(v) == pytest.approx(2.988, abs=2e-3)
@@ -170,7 +170,7 @@ def test_lbfgs_shortens_its_steps_until_they_fit():
     """1/2 (1000 (v - 0.01))^2 + 1/2 v^2: the first step, of length 1, is a hundred times too long."""
     weight, target = (torch.tensor(pair, dtype=torch.float64)[:, None] for pair in ((1e3, 1.0), (0.01, 2.0)))
     solver = LBFGS(steps=20, halvings=2)
-    v = solver.minimize(lambda v: Linearization(lambda w: weight * (w - target), v, Counter(), "decoder"), 0 * target)
+    v = solver.minimize(lambda v: Linearization.of(lambda w: weight * (w - target), v, Counter(), "decoder"), 0 * target)
     torch.testing.assert_close(v, weight**2 * target / (weight**2 + 1), rtol=1e-6, atol=0)
 
 
@@ -182,7 +182,7 @@ def test_failed_searches_of_lbfgs_take_nothing_from_what_it_knows():
         return torch.stack([30 * (y - x**2), 5 * (1 - x)], 1)
 
     def linearize(v):
-        return Linearization(valley, v, Counter(), "decoder")
+        return Linearization.of(valley, v, Counter(), "decoder")
 
     start = 3 * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     v = LBFGS(steps=60, history=2, halvings=2).minimize(linearize, start)
@@ -276,7 +276,7 @@ def test_guiding_works_with_an_image_shaped_latent(problem):
         (lambda p: latent_covariance("tweedie", context(p, 0.5)), "needs the derivative of the denoiser"),
         (
             lambda p: latent_covariance(
-                "tweedie", context(p, 0.5), Linearization(lambda z: z, torch.zeros(1, 2000), Counter(), "d"), lanczos=0
+                "tweedie", context(p, 0.5), Linearization.of(lambda z: z, torch.zeros(1, 2000), Counter(), "d"), lanczos=0
             ),
             "a derivative of 2000 x 2000 in full; accepted is a latent of up to 1024",
         ),

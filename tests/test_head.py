@@ -93,8 +93,8 @@ def stencil(dtype=torch.float64, size=60, K=4):
 
 def assert_same(decode, own, operator, z, tolerance):
     """Values, JVP and VJP of H(D(z)) are those of decode-then-observe, and each other's transpose."""
-    plain = Linearization(lambda z: operator(decode(z)), z, Counter(), "plain")
-    fast = Linearization(own, z, Counter(), "fast")
+    plain = Linearization.of(lambda z: operator(decode(z)), z, Counter(), "plain")
+    fast = Linearization.of(own, z, Counter(), "fast")
     v, u = torch.randn_like(z), torch.randn_like(plain.value)
     pairs = ((plain.value, fast.value), (plain.jvp(v), fast.jvp(v)), (plain.vjp(u), fast.vjp(u)))
     for expected, value in pairs:

@@ -51,6 +51,7 @@ py::dict build_info() {
 #endif
   info["isas"] = isas();
   info["tile"] = lsda::kTile;
+  info["columns"] = lsda::kColumns;
   return info;
 }
 
@@ -133,6 +134,22 @@ void adam_step(Address v, Address m, Address s, Address v0, Address m0, Address 
       threads);
 }
 
+template <class T>
+void norm(int product, Address out, Address t, Address x, Address a, Address b, int64_t rows, int64_t share,
+          int64_t groups, int64_t width, int64_t places, double eps, int layout, bool silu, int threads) {
+  lsda::cpu::norm<T>({at<T>(out), at<T>(t), at<T>(x), at<T>(a), at<T>(b), rows, share, groups, width, places, eps,
+                      static_cast<lsda::Layout>(layout), silu},
+                     static_cast<lsda::Product>(product), threads);
+}
+
+template <class T>
+void gated_norm(int product, Address first, Address second, Address left, Address right, Address y, Address gate,
+                Address a, Address b, int64_t rows, int64_t share, int64_t channels, double eps, int threads) {
+  lsda::cpu::gated_norm<T>({at<T>(first), at<T>(second), at<T>(left), at<T>(right), at<T>(y), at<T>(gate), at<T>(a),
+                            at<T>(b), rows, share, channels, eps},
+                           static_cast<lsda::Product>(product), threads);
+}
+
 void philox(Address words, Address counters, int64_t count, uint64_t key) {
   lsda::cpu::philox(at<uint32_t>(words), at<uint32_t>(counters), count, key);
 }
@@ -156,5 +173,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("cg_step_64", &cg_step<double>, unlocked);
   module.def("adam_step_32", &adam_step<float>, unlocked);
   module.def("adam_step_64", &adam_step<double>, unlocked);
+  module.def("norm_32", &norm<float>, unlocked);
+  module.def("norm_64", &norm<double>, unlocked);
+  module.def("gated_norm_32", &gated_norm<float>, unlocked);
+  module.def("gated_norm_64", &gated_norm<double>, unlocked);
   module.def("philox", &philox, unlocked);
 }

@@ -4,7 +4,9 @@
 
 #include "core/adam_step.h"
 #include "core/cg_step.h"
+#include "core/gated_norm.h"
 #include "core/head.h"
+#include "core/norm.h"
 #include "core/obs_adjoint.h"
 #include "core/obs_project.h"
 #include "core/sampler_step.h"
@@ -34,6 +36,12 @@ void cg_step(const CgParams<T>& a, int threads) noexcept;
 
 template <class T>
 void adam_step(const AdamParams<T>& a, int threads) noexcept;
+
+template <class T>
+void norm(const NormParams<T>& a, Product product, int threads) noexcept;
+
+template <class T>
+void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept;
 
 // (4, count) counters to (4, count) words.
 void philox(uint32_t* words, const uint32_t* counters, int64_t count, uint64_t key) noexcept;

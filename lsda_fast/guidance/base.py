@@ -14,9 +14,11 @@ from torch import Tensor
 
 from lsda_fast.diffusion.noise import normal
 from lsda_fast.diffusion.schedule import Level
-from lsda_fast.prior import Linearization, Prior, observe
+from lsda_fast.prior import Derivative, Differentiable, Linearization, Prior, observe
 
 __all__ = ["Context", "Estimate", "Guidance", "Likelihood", "per_member"]
+
+Observed = Callable[[Tensor], Tensor]
 
 
 def per_member(values: Tensor, like: Tensor) -> Tensor:
@@ -47,8 +49,20 @@ class Likelihood:
 
     def residual(self, prior: Prior) -> Callable[[Tensor], Tensor]:
         """z -> R^-1/2 (H(D(z)) - y), shape (M, P)."""
-        observed, weight = prior.observe(self.operator), self.variance.rsqrt()
-        return lambda z: (observed(z) - self.y) * weight
+        return self.whitened(prior.observe(self.operator), self.y)
+
+    def whitened(self, observed: Observed, y: Tensor | float = 0.0) -> Observed:
+        """z -> R^-1/2 (observed(z) - y), differentiable in its own way where ``observed`` is."""
+        weight = self.variance.rsqrt()
+        function = lambda z: (observed(z) - y) * weight  # noqa: E731
+        if not hasattr(observed, "derivative"):
+            return function
+
+        def derivative(z: Tensor) -> Derivative:
+            value, jvp, vjp = observed.derivative(z)
+            return Derivative((value - y) * weight, lambda v: jvp(v) * weight, lambda u: vjp(u * weight))
+
+        return Differentiable(function, derivative)
 
 
 @dataclass(frozen=True)
@@ -87,22 +101,18 @@ class Context:
 
     def linearize_denoiser(self, z_t: Tensor) -> Linearization:
         """The clean estimate with its derivatives."""
-        return Linearization(lambda z: self.prior.denoise(z, self.level), z_t, self.prior.evaluations, "denoiser")
+        return Linearization.of(lambda z: self.prior.denoise(z, self.level), z_t, self.prior.evaluations, "denoiser")
 
-    def linearize_residual(self, z: Tensor, residual: Callable[[Tensor], Tensor] | None = None) -> Linearization:
+    def linearize_residual(self, z: Tensor) -> Linearization:
         """The whitened residual R^-1/2 (G(z) - y) with its derivatives."""
-        function = residual or self.likelihood.residual(self.prior)
-        return Linearization(function, z, self.prior.evaluations, "decoder")
+        return Linearization.of(self.likelihood.residual(self.prior), z, self.prior.evaluations, "decoder")
 
-    def linearize_surrogate(self, z: Tensor, latent: Callable[[Tensor], Tensor]) -> Linearization | None:
-        """R^-1/2 H T latent(z), T the prior's cheap tangent of the decoder, with its derivatives; None without one."""
-        prior, likelihood = self.prior, self.likelihood
-        if prior.tangent is None:
+    def linearize_surrogate(self, z: Tensor) -> Linearization | None:
+        """R^-1/2 H T z, T the prior's cheap tangent of the decoder, with its derivatives; None without one."""
+        if self.prior.tangent is None:
             return None
-        observed = observe(prior.tangent(prior.evaluations), likelihood.operator)
-        weight = likelihood.variance.rsqrt()
-        function = lambda w: observed(latent(w)) * weight  # noqa: E731
-        return Linearization(function, z, self.prior.evaluations, "surrogate")
+        tangent = observe(self.prior.tangent(self.prior.evaluations), self.likelihood.operator)
+        return Linearization.of(self.likelihood.whitened(tangent), z, self.prior.evaluations, "surrogate")
 
 
 class Estimate(NamedTuple):

@@ -71,26 +71,20 @@ class LatentOptimization(Guidance):
 
     def _optimum(self, m: Tensor, e: Tensor | None, context: Context, covariance: LatentCovariance) -> Tensor:
         """The minimiser of the module's cost for prior mean ``m`` and observation perturbation ``e``."""
-        residual = context.likelihood.residual(context.prior)
-
-        def perturbed(z: Tensor) -> Tensor:
-            return residual(z) if e is None else residual(z) - e
-
         if covariance.half is None:
-            return self._dual_optimum(m, perturbed, context, covariance)
+            return self._dual_optimum(m, e, context, covariance)
         half, start = covariance.half, torch.zeros_like(m)
+        surrogate = context.linearize_surrogate(start) if self.inner.needs_surrogate else None
         v = self.inner.minimize(
-            lambda v: context.linearize_residual(v, lambda w: perturbed(m + half(w))),
-            start,
-            context.linearize_surrogate(start, half) if self.inner.needs_surrogate else None,
+            lambda v: context.linearize_residual(m + half(v)).after(half, e), start, surrogate and surrogate.after(half)
         )
         return m + half(v)
 
-    def _dual_optimum(self, m: Tensor, perturbed, context: Context, covariance: LatentCovariance) -> Tensor:  # type: ignore[no-untyped-def]
+    def _dual_optimum(self, m: Tensor, e: Tensor | None, context: Context, covariance: LatentCovariance) -> Tensor:
         assert isinstance(self.inner, GaussNewton)
         z, offset = m, None
         for _ in range(self.inner.outer):
-            linear = context.linearize_residual(z, perturbed)
+            linear = context.linearize_residual(z).after(lambda v: v, e)
             z = m + dual_update(linear, covariance.apply, offset, iterations=self.inner.cg)
             offset = m - z
         return z

@@ -52,7 +52,7 @@ class PatchTangent:
         ridge: float = 1e-3,
     ) -> None:
         self.periodic, self.poles = periodic, poles
-        dx = Linearization(decode, z.expand_as(increments), evaluations, "decoder").jvp(increments)
+        dx = Linearization.of(decode, z.expand_as(increments), evaluations, "decoder").jvp(increments)
         self.shape = dx.shape[1], dx.shape[2], dx.shape[3]
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
         rows = self._neighbourhoods(increments).flatten(0, 1).double()

@@ -1,0 +1,201 @@
+"""Group or layer normalisation with modulation and SiLU, and the products of its derivative, in one pass:
+
+    n = (x - mean) / sqrt(variance + eps),  p = a n + b,  y = silu(p), or p without ``silu``
+    a = weight (1 + scale),  b = bias (1 + scale) + shift
+
+Layer normalisation has a mean for every token; group normalisation (Wu & He 2018, arXiv:1803.08494) one for every
+member and group of channels. With D = diag(a silu'(p)) and P v = (v - mean(v) - n mean(n v)) / sqrt(variance + eps),
+which is its own transpose, the JVP is D P and the VJP P D; both find n again from x. The gradients of a and b, and
+their tangents, are plain torch and cost nothing where nobody asks. Statistics are in float64 in C++; bfloat16 is
+computed in float32, in plain torch. A member is the same in any company. There are no second derivatives.
+
+The operation itself sees slices: x (R, C, S), or (R, S, C) where the channels lie last; a and b (A, C), each for R / A
+rows. A token is a row with S = 1.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsda_fast.errors import InputError
+from lsda_fast.kernels import native
+from lsda_fast.kernels.registry import Operation, call, first_order
+from lsda_fast.kernels.standard import Standard, affine, split
+
+__all__ = ["norm_silu"]
+
+LAYOUTS = ("tokens", "planes", "last")
+PRODUCTS = ("value", "jvp", "vjp")
+
+
+def norm_silu(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    groups: int | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> Tensor:
+    """See the module's equations.
+
+    Parameters
+    ----------
+    x : Tensor, shape (M, ..., C) for layer, (M, C, ...) for group normalisation
+        Contiguous, or (M, C, H, W) in torch's channels-last format; anything else is copied.
+    weight, bias : Tensor, shape (C,), optional
+    groups : int, optional
+        Of channels, for group normalisation; layer normalisation when not given.
+    scale, shift : Tensor, shape (M, C), optional
+        The modulation.
+    eps : float
+    silu : bool
+
+    Returns
+    -------
+    Tensor
+        Shape and memory format of x.
+
+    Raises
+    ------
+    InputError
+        Sizes that do not belong together.
+    """
+    if x.ndim < 2 or (groups and x.shape[1] % groups):
+        accepted = "(members, ..., channels)" if groups is None else f"(members, a multiple of {groups} channels, ...)"
+        raise InputError(f"norm_silu of a tensor of shape {tuple(x.shape)}; accepted: {accepted}")
+    last = groups is None or (x.ndim == 4 and not x.is_contiguous() and _channels_last(x))
+    place = x if groups is None or not last else x.permute(0, 2, 3, 1)
+    C = place.shape[-1] if last else place.shape[1]
+    a, b = affine(x, C, weight, bias, scale, shift)
+    flat = (x.numel() // C if C else 0, 1, C) if groups is None else (len(x), -1, C) if last else (len(x), C, -1)
+    y = call(_Value, VALUE, place.contiguous().reshape(flat), a, b, groups or 1, last, eps, silu)
+    y = y.reshape(place.shape)
+    return y if place is x else y.permute(0, 3, 1, 2)
+
+
+def norm_reference(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool) -> Tensor:
+    """y for x (R, C, S) or (R, S, C), a and b (A, C)."""
+    s = Standard.of(x, a, b, groups, last, eps)
+    p = s.a * s.n + s.b
+    return _join(F.silu(p) if silu else p, x)
+
+
+def jvp_reference(
+    v: Tensor, x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool
+) -> Tensor:
+    """D P v."""
+    s = Standard.of(x, a, b, groups, last, eps)
+    return _join(s.a * s.slope(silu) * s.project(split(v, a, groups, last).to(s.n)), x)
+
+
+def vjp_reference(
+    u: Tensor, x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool
+) -> Tensor:
+    """P D u."""
+    s = Standard.of(x, a, b, groups, last, eps)
+    return _join(s.project(s.a * s.slope(silu) * split(u, a, groups, last).to(s.n)), x)
+
+
+def _join(y: Tensor, x: Tensor) -> Tensor:
+    return y.reshape(x.shape).to(x.dtype).contiguous()
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _empty(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _run(product: str, out: Tensor, t: Tensor, x: Tensor, a: Tensor, b: Tensor, *settings: Any) -> None:
+    groups, last, eps, silu = settings
+    R, C, S = (x.shape[0], x.shape[2], x.shape[1]) if last else x.shape
+    layout = "planes" if not last else "tokens" if S * groups == 1 else "last"
+    sizes = (R, R // max(len(a), 1), groups, C // groups, S)
+    codes = PRODUCTS.index(product), LAYOUTS.index(layout)
+    native.run("norm", x.dtype, codes[0], out, t, x, a, b, *sizes, eps, codes[1], silu)
+
+
+def _limits(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, *rest: Any) -> str:
+    width, most = a.shape[1] // groups, native.load().cpu.build_info()["columns"]
+    if last and x.shape[1] * groups != 1 and width > most:
+        return f"groups of {width} channels that lie last; C++ takes up to {most}"
+    return ""
+
+
+_SIGNATURE = "Tensor x, Tensor a, Tensor b, int groups, bool last, float eps, bool silu) -> Tensor"
+VALUE = Operation(
+    f"norm_silu({_SIGNATURE}",
+    reference=norm_reference,
+    empty=_empty,
+    fill=lambda out, x, *rest: _run("value", out, x, x, *rest),
+    limits=_limits,
+)
+JVP = Operation(
+    f"norm_silu_jvp(Tensor v, {_SIGNATURE}",
+    reference=jvp_reference,
+    empty=_empty,
+    fill=lambda out, *rest: _run("jvp", out, *rest),
+    limits=lambda v, *rest: _limits(*rest),
+)
+VJP = Operation(
+    f"norm_silu_vjp(Tensor u, {_SIGNATURE}",
+    reference=vjp_reference,
+    empty=_empty,
+    fill=lambda out, *rest: _run("vjp", out, *rest),
+    limits=lambda u, *rest: _limits(*rest),
+)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, a, b, *ctx.settings = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, a, b)
+
+
+def _backward(ctx: Any, u: Tensor | None) -> tuple:
+    if u is None:
+        return (None,) * 7
+    x, a, b = ctx.saved_tensors
+    u = u.contiguous()
+    dx = call(_VJP, VJP, u, x, a, b, *ctx.settings) if ctx.needs_input_grad[0] else None
+    da = db = None
+    if any(ctx.needs_input_grad[1:3]):
+        groups, last, eps, silu = ctx.settings
+        s = Standard.of(x, a, b, groups, last, eps)
+        dp = s.slope(silu) * split(u, a, groups, last).to(s.n)
+        da, db = ((dp * f).sum((1, 2 if last else 4)).reshape(a.shape).to(a.dtype) for f in (s.n, 1))
+    return dx, da, db, None, None, None, None
+
+
+VALUE.differentiate(_keep, _backward)
+_JVP, _VJP = first_order(JVP), first_order(VJP)
+
+
+class _Value(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(VALUE)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _keep(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3])
+
+    @staticmethod
+    def jvp(ctx: Any, v: Tensor | None, va: Tensor | None, vb: Tensor | None, *_: None) -> Tensor:
+        x, a, b = ctx.saved_tensors
+        dy = torch.zeros_like(x) if v is None else call(_JVP, JVP, v.contiguous(), x, a, b, *ctx.settings)
+        if va is None and vb is None:
+            return dy
+        groups, last, eps, silu = ctx.settings
+        s = Standard.of(x, a, b, groups, last, eps)
+        va, vb = (torch.zeros_like(a) if t is None else t for t in (va, vb))
+        dp = s.n * va.reshape(s.a.shape) + vb.reshape(s.a.shape)
+        return dy + _join(s.slope(silu) * dp, x)

@@ -1,0 +1,173 @@
+"""The same networks through the fused normalisations: ``norm_silu`` for convolutions, ``gated_residual_norm`` for
+transformers.
+
+A transformer is one residual stream x, and every branch f_i reads a norm of it of its own. What the stream gains from a
+branch and what the next one reads are made in one pass, over the borders of blocks and up to the last norm:
+
+    n_0 = norm_0(x_0),  (x_i+1, n_i+1) = (x_i + gate_i f_i(n_i), norm_i+1(x_i+1))
+
+Values and first derivatives are equal to rounding; there are no second derivatives.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lsda_fast.kernels.gated_residual_norm import gated_residual_norm
+from lsda_fast.kernels.norm_silu import norm_silu
+from lsda_fast.models.denoiser import TransformerDenoiser
+from lsda_fast.models.layers import GroupNorm, ResidualBlock, TransformerBlock
+from lsda_fast.models.windows import Tower
+
+__all__ = ["fused"]
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A copy of an autoencoder, a denoiser or a forecaster that runs through the fused operations.
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Returns
+    -------
+    nn.Module
+        Of the module's interface, with its own weights and buffers, not copies: what changes them in place, or moves
+        them, is seen by both. Names in its ``state_dict`` differ.
+    """
+    replace = REPLACEMENTS.get(type(module))
+    if replace is not None:
+        return replace(module)
+    twin = copy.copy(module)
+    twin.__dict__["_modules"] = (
+        _with_activation(module)
+        if type(module) is nn.Sequential
+        else {name: child and fused(child) for name, child in module._modules.items()}
+    )
+    return twin
+
+
+class FusedNorm(nn.Module):
+    """Group or layer normalisation, and SiLU where it follows."""
+
+    def __init__(self, norm: nn.GroupNorm | nn.LayerNorm, silu: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias, self.silu, self.eps = norm.weight, norm.bias, silu, norm.eps
+        self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return norm_silu(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.silu)
+
+
+class FusedResidual(nn.Module):
+    """See ``ResidualBlock``."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            FusedNorm(block.norm1, silu=True), block.conv1, FusedNorm(block.norm2, silu=True), block.conv2
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, width, H, W) -> the same."""
+        return x + self.branch(x)
+
+
+class FusedBlocks(nn.Module):
+    """All blocks of a ``TransformerDenoiser``, and its last norm."""
+
+    def __init__(self, blocks: Sequence[TransformerBlock], norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.blocks, self.norm = nn.ModuleList(blocks), norm
+
+    def forward(self, x: Tensor, level: Tensor, background: Tensor | None) -> Tensor:
+        """x (M, n, width), level (M, width), background tokens (M, n, width) -> (M, n, width)."""
+        active = F.silu(level)
+        steps: list[Step] = []
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            shift, scale, gate = block.modulation(active).reshape(len(x), block.branches, 3, -1).unbind(2)
+            branches: list[Callable[[Tensor], Tensor]] = [block.mlp]
+            if block.cross is not None:
+                branches.insert(0, lambda n, cross=block.cross: cross(n, background))  # type: ignore[misc]
+            if block.attention is not None:
+                branches.insert(0, block.attention)
+            for i, branch in enumerate(branches):
+                norm = {"scale": scale[:, i], "shift": shift[:, i], "eps": block.norm.eps}
+                steps.append((branch, norm, gate[:, i]))
+        return _stream(x, steps, _settings(self.norm))
+
+
+class FusedTower(nn.Module):
+    """See ``Tower``."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.plan, self.rows, self.columns, self.blocks, self.norm = (
+            tower.plan,
+            tower.rows,
+            tower.columns,
+            tower.blocks,
+            tower.norm,
+        )
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Tokens (M, h, w, D) to features of the same shape."""
+        masks = {windows: windows.mask(u.device) for windows in dict.fromkeys(self.plan)}
+        u = u + self.rows
+        if self.columns is not None:
+            u = u + self.columns
+        steps: list[Step] = []
+        for windows, block in zip(self.plan, self.blocks):
+            attend: Any = lambda n, f=block.attention, w=windows: f(n, w, masks[w])  # noqa: E731
+            steps += [(attend, _settings(block.norm1), None), (block.mlp, _settings(block.norm2), None)]  # type: ignore[arg-type, list-item]
+        return _stream(u, steps, _settings(self.norm))
+
+
+Step = tuple[Callable[[Tensor], Tensor], dict[str, Any], Tensor | None]
+
+
+def _stream(x: Tensor, steps: Sequence[Step], last: dict[str, Any]) -> Tensor:
+    """The module's equation: a branch, the arguments of its norm and its gate for every step."""
+    n = norm_silu(x, **steps[0][1], silu=False)
+    for i, (branch, _, gate) in enumerate(steps):
+        norm = steps[i + 1][1] if i + 1 < len(steps) else last
+        x, n = gated_residual_norm(x, branch(n), gate=gate, **norm)
+    return n
+
+
+def _settings(norm: nn.LayerNorm) -> dict[str, Any]:
+    return {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
+
+
+def _with_activation(sequence: nn.Sequential) -> dict[str, nn.Module]:
+    """The children of a sequence, a norm and the SiLU behind it as one."""
+    children: dict[str, nn.Module] = {}
+    items = list(sequence)
+    for i, module in enumerate(items):
+        silu = i + 1 < len(items) and type(items[i + 1]) is nn.SiLU
+        if type(module) is GroupNorm and silu:
+            children[str(len(children))] = FusedNorm(module, silu=True)
+        elif not (type(module) is nn.SiLU and i and type(items[i - 1]) is GroupNorm):
+            children[str(len(children))] = fused(module)
+    return children
+
+
+def _denoiser(module: TransformerDenoiser) -> nn.Module:
+    """The loop over blocks stays the denoiser's own: there is one left, and the last norm is in it."""
+    twin = copy.copy(module)
+    blocks = FusedBlocks(list(module.blocks), module.norm)  # type: ignore[arg-type]
+    twin.__dict__["_modules"] = {**module._modules, "blocks": nn.ModuleList([blocks]), "norm": nn.Identity()}
+    return twin
+
+
+REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    GroupNorm: FusedNorm,
+    ResidualBlock: FusedResidual,
+    TransformerDenoiser: _denoiser,
+    Tower: FusedTower,
+}
