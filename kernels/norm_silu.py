@@ -13,6 +13,7 @@ The operation itself sees slices: x (R, C, S), or (R, S, C) where the channels l
 rows. A token is a row with S = 1.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from lsda_fast.kernels import native
 from lsda_fast.kernels.registry import Operation, call, first_order
 from lsda_fast.kernels.standard import Standard, affine, split
 
-__all__ = ["norm_silu"]
+__all__ = ["norm_silu", "norm_silu_products"]
+
+Map = Callable[[Tensor], Tensor]
 
 LAYOUTS = ("tokens", "planes", "last")
 PRODUCTS = ("value", "jvp", "vjp")
@@ -65,17 +68,57 @@ def norm_silu(
     InputError
         Sizes that do not belong together.
     """
+    slices, a, b, settings, back = _slices(x, weight, bias, scale, shift, groups, eps, silu)
+    return back(call(_Value, VALUE, slices(x), a, b, *settings))
+
+
+def norm_silu_products(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    groups: int | None = None,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> tuple[Tensor, Map, Map]:
+    """The value, v -> J v and u -> J' u, past autograd; as ``norm_silu``."""
+    slices, a, b, settings, back = _slices(x, weight, bias, None, None, groups, eps, silu)
+    flat = slices(x)
+    y = back(VALUE(flat, a, b, *settings))
+    product = lambda operation: lambda t: back(operation(slices(t), flat, a, b, *settings))  # noqa: E731
+    return y, product(JVP), product(VJP)
+
+
+def _slices(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int | None,
+    eps: float,
+    silu: bool,
+) -> tuple[Map, Tensor, Tensor, tuple[int, bool, float, bool], Map]:
+    """How x becomes slices, a and b, the operations' settings, and how slices become x's shape and format."""
     if x.ndim < 2 or (groups and x.shape[1] % groups):
         accepted = "(members, ..., channels)" if groups is None else f"(members, a multiple of {groups} channels, ...)"
         raise InputError(f"norm_silu of a tensor of shape {tuple(x.shape)}; accepted: {accepted}")
     last = groups is None or (x.ndim == 4 and not x.is_contiguous() and _channels_last(x))
-    place = x if groups is None or not last else x.permute(0, 2, 3, 1)
+    images = groups is not None and last
+    place = x.permute(0, 2, 3, 1) if images else x
     C = place.shape[-1] if last else place.shape[1]
     a, b = affine(x, C, weight, bias, scale, shift)
     flat = (x.numel() // C if C else 0, 1, C) if groups is None else (len(x), -1, C) if last else (len(x), C, -1)
-    y = call(_Value, VALUE, place.contiguous().reshape(flat), a, b, groups or 1, last, eps, silu)
-    y = y.reshape(place.shape)
-    return y if place is x else y.permute(0, 3, 1, 2)
+    shape = place.shape
+
+    def slices(t: Tensor) -> Tensor:
+        return (t.permute(0, 2, 3, 1) if images else t).contiguous().reshape(flat)
+
+    def back(y: Tensor) -> Tensor:
+        y = y.reshape(shape)
+        return y.permute(0, 3, 1, 2) if images else y
+
+    return slices, a, b, (groups or 1, last, eps, silu), back
 
 
 def norm_reference(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool) -> Tensor:

@@ -1,0 +1,69 @@
+"""What the heads of a decoder read (``models.head``), with derivatives: one per head, all from the same latent."""
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lsda_fast.models.convolutional import ConvolutionalAutoencoder
+from lsda_fast.models.derivatives import chain, derivative
+from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.vit import ViTAutoencoder
+from lsda_fast.models.window_derivatives import tower
+from lsda_fast.prior import Derivative
+
+__all__ = ["feature_derivatives", "has_derivatives"]
+
+
+@singledispatch
+def feature_derivatives(module: nn.Module, z: Tensor) -> tuple[Derivative, ...]:
+    """``module.features`` at the latents z (M, k, h, w), with the products of each one's derivative."""
+    raise NotImplementedError(f"the derivatives of {type(module).__name__} are not written out")
+
+
+def has_derivatives(module: object) -> bool:
+    """Whether ``feature_derivatives`` knows the module."""
+    parts = [module.linear, module.residual] if isinstance(module, ResidualAutoencoder) else [module]
+    return all(isinstance(part, (ConvolutionalAutoencoder, LinearAutoencoder, ViTAutoencoder)) for part in parts)
+
+
+@feature_derivatives.register
+def _(module: LinearAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+    return (Derivative(z, lambda v: v, lambda u: u),)
+
+
+@feature_derivatives.register
+def _(module: ResidualAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+    return (*feature_derivatives(module.linear, z), *feature_derivatives(module.residual, z))
+
+
+@feature_derivatives.register
+def _(module: ConvolutionalAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+    p = module.patch
+
+    def shuffle(h: Tensor) -> Derivative:
+        shuffled = lambda t: _last(F.pixel_shuffle(t, p))  # noqa: E731
+        return Derivative(shuffled(h), shuffled, lambda u: _last(F.pixel_unshuffle(u, p)))
+
+    steps = [
+        lambda h: derivative(module.decoder, h),
+        lambda h: derivative(module.expand, h),
+        shuffle,
+        lambda h: derivative(module.fine, h),
+    ]
+    features = chain(_last(z), steps)
+    return (Derivative(features.value, lambda v: features.jvp(_last(v)), lambda u: features.vjp(_last(u))),)
+
+
+@feature_derivatives.register
+def _(module: ViTAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+    tokens = chain(z.permute(0, 2, 3, 1), [lambda t: derivative(module.decoder_embed, t), lambda t: tower(module.decoder, t)])
+    jvp = lambda v: tokens.jvp(v.permute(0, 2, 3, 1)).movedim(-1, 1)  # noqa: E731
+    vjp = lambda u: tokens.vjp(u.movedim(1, -1)).movedim(-1, 1)  # noqa: E731
+    return (Derivative(tokens.value.movedim(-1, 1), jvp, vjp),)
+
+
+def _last(x: Tensor) -> Tensor:
+    """An image with its channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last)

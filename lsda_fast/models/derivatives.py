@@ -1,0 +1,156 @@
+"""Networks with their derivatives by hand: one pass forward keeps what products with J and J' need.
+
+``torch.func.jvp`` runs a network again for every product, at two passes each, and autograd keeps and looks up what
+frozen weights never use. Here a product with J or with J' is one pass of the linear parts and nothing else:
+
+    convolution        J v = W * v          J' u = W' * u
+    norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``)
+    attention          O = A V, A = softmax(Q K' / sqrt d):       dA = A (dS - sum_j A dS),  dS = (dQ K' + Q dK') / sqrt d
+    MLP                dense layers around GELU'
+
+``derivative(module, x)`` knows the layers of this package's decoders, by type; for any other module it is torch.func's.
+Images are kept in torch's channels-last format, in which the transposed convolutions of a CPU are twice as fast.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lsda_fast.kernels.norm_silu import norm_silu_products
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, geo_pad
+from lsda_fast.prior import Derivative
+
+__all__ = ["chain", "derivative", "residual"]
+
+def chain(x: Tensor, steps: Sequence[Callable[[Tensor], Derivative]]) -> Derivative:
+    """The composition of steps, first to last, at x."""
+    done = []
+    for step in steps:
+        done.append(step(x))
+        x = done[-1].value
+
+    def jvp(v: Tensor) -> Tensor:
+        for part in done:
+            v = part.jvp(v)
+        return v
+
+    def vjp(u: Tensor) -> Tensor:
+        for part in reversed(done):
+            u = part.vjp(u)
+        return u
+
+    return Derivative(x, jvp, vjp)
+
+
+def residual(x: Tensor, branch: Derivative) -> Derivative:
+    """x + branch."""
+    return Derivative(x + branch.value, lambda v: v + branch.jvp(v), lambda u: u + branch.vjp(u))
+
+
+@singledispatch
+def derivative(module: nn.Module, x: Tensor) -> Derivative:
+    """``module`` at x (M, ...), with the products of its derivative."""
+    return Derivative.of(module, x)
+
+
+@derivative.register
+def _(module: nn.Sequential, x: Tensor) -> Derivative:
+    return chain(x, list(_steps(module)))
+
+
+def _steps(layers: nn.Sequential) -> Iterator[Callable[[Tensor], Derivative]]:
+    """The layers as steps, a norm together with the SiLU after it."""
+    waiting: GroupNorm | None = None
+    for layer in layers:
+        if waiting is not None:
+            yield _norm(waiting, isinstance(layer, nn.SiLU))
+            waiting = None
+            if isinstance(layer, nn.SiLU):
+                continue
+        if isinstance(layer, GroupNorm):
+            waiting = layer
+        else:
+            yield lambda x, layer=layer: derivative(layer, x)  # type: ignore[misc]
+    if waiting is not None:
+        yield _norm(waiting, False)
+
+
+def _norm(layer: Any, silu: bool) -> Callable[[Tensor], Derivative]:
+    groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else None
+
+    def step(x: Tensor) -> Derivative:
+        return Derivative(*norm_silu_products(x, layer.weight, layer.bias, groups=groups, eps=layer.eps, silu=silu))
+
+    return step
+
+
+@derivative.register
+def _(module: nn.LayerNorm, x: Tensor) -> Derivative:
+    return _norm(module, False)(x)
+
+
+@derivative.register
+def _(module: nn.Linear, x: Tensor) -> Derivative:
+    W = module.weight
+    return Derivative(module(x), lambda v: v @ W.T, lambda u: u @ W)
+
+
+@derivative.register
+def _(module: nn.Conv2d, x: Tensor) -> Derivative:
+    W = module.weight
+    return Derivative(module(x), lambda v: F.conv2d(v, W), lambda u: F.conv_transpose2d(u, W))
+
+
+@derivative.register
+def _(module: GeoConv2d, x: Tensor) -> Derivative:
+    edges = module.margin, module.periodic, module.poles
+    inner = derivative(module.conv, geo_pad(x, *edges))
+    return Derivative(inner.value, lambda v: inner.jvp(geo_pad(v, *edges)), lambda u: geo_fold(inner.vjp(u), *edges))
+
+
+@derivative.register
+def _(module: ResidualBlock, x: Tensor) -> Derivative:
+    steps = [
+        _norm(module.norm1, True),
+        lambda h: derivative(module.conv1, h),
+        _norm(module.norm2, True),
+        lambda h: derivative(module.conv2, h),
+    ]
+    return residual(x, chain(x, steps))
+
+
+@derivative.register
+def _(module: nn.GELU, x: Tensor) -> Derivative:
+    density = torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+    below = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    slope = below + x * density
+    return Derivative(x * below, lambda v: slope * v, lambda u: slope * u)
+
+
+def geo_fold(u: Tensor, n: int, periodic: bool, poles: Sequence[bool]) -> Tensor:
+    """The adjoint of ``geo_pad``: what the padding was copied from gets its share, (M, C, H + 2 n, W + 2 n) -> (H, W)."""
+    if n == 0:
+        return u
+    west, east = u[..., :n], u[..., -n:]
+    u = u[..., n:-n].clone(memory_format=torch.preserve_format)
+    if periodic:
+        u[..., -n:] += west
+        u[..., :n] += east
+    else:
+        u[..., :1] += west.sum(-1, keepdim=True)
+        u[..., -1:] += east.sum(-1, keepdim=True)
+    north, south = u[..., :n, :], u[..., -n:, :]
+    x = u[..., n:-n, :]
+    half = x.shape[-1] // 2
+    for rows, edge, far, pole in ((north, x[..., :n, :], x[..., :1, :], poles[0]),
+                                  (south, x[..., -n:, :], x[..., -1:, :], poles[1])):  # fmt: skip
+        if periodic and pole:
+            edge += rows.roll(-half, -1).flip(-2)
+        else:
+            far += rows.sum(-2, keepdim=True)
+    return x
