@@ -84,7 +84,8 @@ def adjoint_reference(values: Tensor, weight: Tensor, layout: list[Tensor], last
 def _wanted(layout: list[Tensor], rows: int) -> Tensor:
     """Where the wanted rows lie among all rows at all sites."""
     _, start, row, *_ = layout
-    return torch.arange(len(start) - 1, device=row.device).repeat_interleave(start.diff()) * rows + row
+    sites = torch.arange(len(start) - 1, device=row.device)
+    return sites.repeat_interleave(start.diff(), output_size=len(row)) * rows + row
 
 
 def _project_empty(features: Tensor, weight: Tensor, layout: list[Tensor], last: bool) -> Tensor:

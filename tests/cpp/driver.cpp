@@ -119,6 +119,68 @@ void observations(int64_t M, int64_t N, int64_t P, int64_t K, int threads) {
   }
 }
 
+// Rows of random number at every other place, each with `taps` neighbours anywhere.
+template <class T>
+void head(int64_t M, int64_t F, int64_t S, int64_t taps, int64_t R, bool last, int threads) {
+  const int64_t sites = S / 2;
+  Block<int32_t> neighbour(sites * taps, 0), start(sites + 1, 0), begin(S + 1, 0), entry(sites * taps, 0);
+  for (int64_t i = 0; i < neighbour.size; ++i) {
+    neighbour[i] = static_cast<int32_t>(generator() % static_cast<uint64_t>(S));
+    ++begin[neighbour[i] + 1];
+  }
+  for (int64_t s = 0; s < S; ++s) begin[s + 1] += begin[s];
+  std::vector<int32_t> next(begin.get(), begin.get() + S);
+  for (int64_t i = 0; i < neighbour.size; ++i) {
+    entry[next[static_cast<size_t>(neighbour[i])]++] = static_cast<int32_t>(i);
+  }
+  for (int64_t q = 0; q < sites; ++q) start[q + 1] = start[q] + static_cast<int32_t>(1 + generator() % 6);
+  const int64_t U = start[sites];
+  Block<int32_t> row(U, 0), output(U, 0);
+  for (int64_t u = 0; u < U; ++u) {
+    row[u] = static_cast<int32_t>(generator() % static_cast<uint64_t>(R));
+    output[u] = static_cast<int32_t>(U - 1 - u);
+  }
+  auto weight = random<T>(R * taps * F), x = random<T>(M * F * S), r = random<T>(M * U);
+  Block<T> y(M * U), z(M * F * S);
+  const lsda::HeadParams<T> a = {weight.get(),
+                                 neighbour.get(),
+                                 start.get(),
+                                 row.get(),
+                                 output.get(),
+                                 begin.get(),
+                                 entry.get(),
+                                 M,
+                                 F,
+                                 S,
+                                 sites,
+                                 taps,
+                                 U,
+                                 last};
+  lsda::cpu::head_project<T>(a, x.get(), y.get(), threads);
+  lsda::cpu::head_adjoint<T>(a, r.get(), z.get(), threads);
+  const auto at = [&](int64_t m, int64_t f, int64_t s) { return m * F * S + (last ? s * F + f : f * S + s); };
+  std::vector<double> sums(static_cast<size_t>(M * F * S)), scales(sums.size());
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t q = 0; q < sites; ++q) {
+      for (int64_t u = start[q]; u < start[q + 1]; ++u) {
+        double sum = 0;
+        for (int64_t i = 0; i < taps * F; ++i) {
+          const int64_t place = at(m, i % F, neighbour[q * taps + i / F]);
+          const double w = weight[row[u] * taps * F + i], pushed = w * r[m * U + output[u]];
+          sum += w * x[place];
+          sums[static_cast<size_t>(place)] += pushed;
+          scales[static_cast<size_t>(place)] += std::abs(pushed);
+        }
+        expect(close(y[m * U + output[u]], sum, static_cast<double>(taps * F)), "head_project");
+      }
+    }
+  }
+  for (int64_t i = 0; i < z.size; ++i) {
+    const auto n = static_cast<size_t>(i);
+    expect(close(z[i], sums[n], scales[n]), "head_adjoint");
+  }
+}
+
 template <class T>
 void sampler(int64_t M, int64_t n, int threads) {
   Block<int64_t> member(M, 0);
@@ -215,6 +277,12 @@ void everything(int threads) {
   }
   observations<T>(40, 100, 257, 3, threads);
   observations<T>(0, 100, 257, 3, threads);
+  for (bool last : {false, true}) {
+    head<T>(3, 1, 2, 1, 1, last, threads);
+    head<T>(2, 37, 700, 9, 5, last, threads);
+    head<T>(20, 64, 30, 1, 40, last, threads);
+    head<T>(0, 8, 1, 9, 3, last, threads);
+  }
   for (int64_t n : {1, 5, 127, 4096, 4097}) {
     sampler<T>(2, n, threads);
     conjugate_gradients<T>(3, n, threads);
