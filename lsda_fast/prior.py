@@ -104,9 +104,7 @@ class Derivative(NamedTuple):
             return own(point)
         point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
         pair: Any = torch.func.vjp(function, point)
-        return cls(
-            pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0]
-        )
+        return cls(pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0])
 
 
 class Differentiable(NamedTuple):

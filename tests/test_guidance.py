@@ -170,7 +170,9 @@ def test_lbfgs_shortens_its_steps_until_they_fit():
     """1/2 (1000 (v - 0.01))^2 + 1/2 v^2: the first step, of length 1, is a hundred times too long."""
     weight, target = (torch.tensor(pair, dtype=torch.float64)[:, None] for pair in ((1e3, 1.0), (0.01, 2.0)))
     solver = LBFGS(steps=20, halvings=2)
-    v = solver.minimize(lambda v: Linearization.of(lambda w: weight * (w - target), v, Counter(), "decoder"), 0 * target)
+    v = solver.minimize(
+        lambda v: Linearization.of(lambda w: weight * (w - target), v, Counter(), "decoder"), 0 * target
+    )
     torch.testing.assert_close(v, weight**2 * target / (weight**2 + 1), rtol=1e-6, atol=0)
 
 
@@ -276,7 +278,10 @@ def test_guiding_works_with_an_image_shaped_latent(problem):
         (lambda p: latent_covariance("tweedie", context(p, 0.5)), "needs the derivative of the denoiser"),
         (
             lambda p: latent_covariance(
-                "tweedie", context(p, 0.5), Linearization.of(lambda z: z, torch.zeros(1, 2000), Counter(), "d"), lanczos=0
+                "tweedie",
+                context(p, 0.5),
+                Linearization.of(lambda z: z, torch.zeros(1, 2000), Counter(), "d"),
+                lanczos=0,
             ),
             "a derivative of 2000 x 2000 in full; accepted is a latent of up to 1024",
         ),

@@ -10,11 +10,12 @@ from torch import nn
 
 from lsda_fast.demo import built_in_package
 from lsda_fast.models import build_autoencoder
-from lsda_fast.models.head import Head, HeadedDecoder
+from lsda_fast.models.head import Head
 from lsda_fast.models.layers import GeoConv2d
+from lsda_fast.models.observed import HeadedDecoder
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.observations.operators import ObservationOperator, StackedOperator, StencilOperator
-from lsda_fast.prior import Linearization, observe
+from lsda_fast.prior import Derivative, Differentiable, Linearization, observe
 
 SHAPE = (3, 8, 12)
 LATENT = (5, 4, 6)
@@ -75,8 +76,11 @@ class OneByOne(nn.Module):
         return (Head.of_convolution(self.last, SHAPE),)
 
 
-def headed(decoder):
-    return HeadedDecoder(decoder.decode, decoder.features, decoder.heads())
+ITSELF = Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
+
+
+def headed(decoder, products=False):
+    return HeadedDecoder(decoder, ITSELF, products)
 
 
 def stencil(dtype=torch.float64, size=30, K=4):
@@ -111,6 +115,17 @@ def test_it_is_decoding_then_observing(settings, dtype, tolerance):
     z = torch.randn(3, *decoder.latent_shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
     operator = stencil(dtype)
     assert_same(decoder.decode, headed(decoder).observe(operator), operator, z, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_the_derivatives_by_hand_are_the_derivatives(settings, dtype, tolerance):
+    decoder, operator = model(settings, dtype), stencil(dtype)
+    z = torch.randn(3, *decoder.latent_shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        own = headed(decoder, products=True).observe(operator)
+        assert hasattr(own, "derivative")
+        assert_same(decoder.decode, own, operator, z, tolerance)
 
 
 @pytest.mark.parametrize("size", [0, 1])

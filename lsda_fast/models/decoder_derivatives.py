@@ -1,23 +1,27 @@
 """What the heads of a decoder read (``models.head``), with derivatives: one per head, all from the same latent."""
 
 from functools import singledispatch
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
 from lsda_fast.models.derivatives import chain, derivative
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.window_derivatives import tower
 from lsda_fast.prior import Derivative
 
 __all__ = ["feature_derivatives", "has_derivatives"]
 
+_KNOWN = ConvolutionalAutoencoder, LinearAutoencoder, PatchTangent, ViTAutoencoder
+
 
 @singledispatch
-def feature_derivatives(module: nn.Module, z: Tensor) -> tuple[Derivative, ...]:
+def feature_derivatives(module: Any, z: Tensor) -> tuple[Derivative, ...]:
     """``module.features`` at the latents z (M, k, h, w), with the products of each one's derivative."""
     raise NotImplementedError(f"the derivatives of {type(module).__name__} are not written out")
 
@@ -25,11 +29,11 @@ def feature_derivatives(module: nn.Module, z: Tensor) -> tuple[Derivative, ...]:
 def has_derivatives(module: object) -> bool:
     """Whether ``feature_derivatives`` knows the module."""
     parts = [module.linear, module.residual] if isinstance(module, ResidualAutoencoder) else [module]
-    return all(isinstance(part, (ConvolutionalAutoencoder, LinearAutoencoder, ViTAutoencoder)) for part in parts)
+    return all(isinstance(part, _KNOWN) for part in parts)
 
 
 @feature_derivatives.register
-def _(module: LinearAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+def _(module: LinearAutoencoder | PatchTangent, z: Tensor) -> tuple[Derivative, ...]:
     return (Derivative(z, lambda v: v, lambda u: u),)
 
 
@@ -58,7 +62,9 @@ def _(module: ConvolutionalAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
 
 @feature_derivatives.register
 def _(module: ViTAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
-    tokens = chain(z.permute(0, 2, 3, 1), [lambda t: derivative(module.decoder_embed, t), lambda t: tower(module.decoder, t)])
+    tokens = chain(
+        z.permute(0, 2, 3, 1), [lambda t: derivative(module.decoder_embed, t), lambda t: tower(module.decoder, t)]
+    )
     jvp = lambda v: tokens.jvp(v.permute(0, 2, 3, 1)).movedim(-1, 1)  # noqa: E731
     vjp = lambda u: tokens.vjp(u.movedim(1, -1)).movedim(-1, 1)  # noqa: E731
     return (Derivative(tokens.value.movedim(-1, 1), jvp, vjp),)

@@ -27,6 +27,7 @@ from lsda_fast.prior import Derivative
 
 __all__ = ["chain", "derivative", "residual"]
 
+
 def chain(x: Tensor, steps: Sequence[Callable[[Tensor], Derivative]]) -> Derivative:
     """The composition of steps, first to last, at x."""
     done = []

@@ -31,6 +31,10 @@ class Whitening(nn.Module):
         """S^1/2 u."""
         raise NotImplementedError  # pragma: no cover - every subclass has its own
 
+    def color_adjoint(self, z: Tensor) -> Tensor:
+        """(S^1/2)' z."""
+        raise NotImplementedError  # pragma: no cover - every subclass has its own
+
     def inflate(self, factor: float) -> None:
         """Multiply S by a factor."""
         raise NotImplementedError  # pragma: no cover - every subclass has its own
@@ -61,6 +65,8 @@ class DiagonalWhitening(Whitening):
     def color(self, u: Tensor) -> Tensor:
         """S^1/2 u."""
         return u * self.std
+
+    color_adjoint = color
 
     def whiten(self, z: Tensor) -> Tensor:
         """S^-1/2 z."""
@@ -94,6 +100,10 @@ class FullWhitening(Whitening):
     def color(self, u: Tensor) -> Tensor:
         """S^1/2 u."""
         return ((u.flatten(1) * self.variance.sqrt()) @ self.vectors.T).reshape(u.shape)
+
+    def color_adjoint(self, z: Tensor) -> Tensor:
+        """(S^1/2)' z."""
+        return ((z.flatten(1) @ self.vectors) * self.variance.sqrt()).reshape(z.shape)
 
     def whiten(self, z: Tensor) -> Tensor:
         """S^-1/2 z."""
@@ -188,6 +198,10 @@ class ZonalWhitening(Whitening):
     def color(self, u: Tensor) -> Tensor:
         """S^1/2 u."""
         return self._spectral(u, 0.5) * self.std
+
+    def color_adjoint(self, z: Tensor) -> Tensor:
+        """(S^1/2)' z; the spectral part is symmetric."""
+        return self._spectral(z * self.std, 0.5)
 
     def whiten(self, z: Tensor) -> Tensor:
         """S^-1/2 z."""

@@ -18,10 +18,11 @@ from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import FullWhitening, Whitening
-from lsda_fast.models.head import HeadedDecoder
+from lsda_fast.models.decoder_derivatives import has_derivatives
+from lsda_fast.models.observed import HeadedDecoder
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.package.external import External
-from lsda_fast.prior import EigenCovariance, Prior
+from lsda_fast.prior import Derivative, Differentiable, EigenCovariance, Prior
 
 if TYPE_CHECKING:
     from lsda_fast.package.package import Package
@@ -68,18 +69,29 @@ def _background_latent(package: "Package", background: Tensor) -> Tensor:
     )
 
 
-def _decoder(model: Any, latent: Callable[[Tensor], Tensor], head: bool) -> Callable[[Tensor], Tensor]:
+def _decoder(model: Any, latent: Differentiable, head: bool) -> Callable[[Tensor], Tensor]:
     """The model's decoder after the map from the sampler's variable to its latent; with its heads if asked."""
     if not head or not hasattr(model, "heads"):
         return lambda u: model.decode(latent(u))
-    return HeadedDecoder(lambda u: model.decode(latent(u)), lambda u: model.features(latent(u)), model.heads())
+    return HeadedDecoder(model, latent, has_derivatives(model))
+
+
+def _latent(package: "Package", z_b: Tensor | None = None) -> Differentiable:
+    """The map from the sampler's variable to the latent, around ``z_b``; its linear part when that is not given."""
+    whitening = package.modules.get("whitening")
+    if not package.whitened:
+        return Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
+    assert isinstance(whitening, Whitening)
+    center = 0.0 if z_b is None else z_b
+    forward = lambda u: center + whitening.color(u)  # noqa: E731
+    return Differentiable(forward, lambda u: Derivative(forward(u), whitening.color, whitening.color_adjoint))
 
 
 def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) -> Prior:
     autoencoder, whitening = package.autoencoder, package.modules["whitening"]
     assert isinstance(whitening, Whitening)
     return Prior(
-        decode=_decoder(autoencoder, lambda u: z_b + whitening.color(u), head),
+        decode=_decoder(autoencoder, _latent(package, z_b), head),
         encode=lambda x: whitening.whiten(autoencoder.encode(x) - z_b),
         variance=torch.ones(package.latent_shape, dtype=package.dtype, device=package.device),
         **common,
@@ -92,7 +104,7 @@ def _plain(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) 
     if isinstance(whitening, FullWhitening):
         covariance = EigenCovariance(whitening.vectors, whitening.variance)
     return Prior(
-        decode=_decoder(autoencoder, lambda z: z, head),
+        decode=_decoder(autoencoder, _latent(package), head),
         encode=autoencoder.encode,
         covariance=covariance,
         variance=_variance(whitening, package.latent_shape),
@@ -155,7 +167,7 @@ def _tangent(
             fitted = PatchTangent(
                 package.autoencoder.decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles
             )
-            made.append(_decoder(fitted, color if package.whitened else lambda v: v, head))
+            made.append(_decoder(fitted, _latent(package), head))
         return made[0]
 
     return make
