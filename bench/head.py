@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from lsda_fast.demo import built_in_package, demo_case
 from lsda_fast.kernels import native
 from lsda_fast.models import build_autoencoder
-from lsda_fast.models.head import HeadedDecoder
+from lsda_fast.models.observed import HeadedDecoder
 from lsda_fast.observations.operators import StencilOperator
 from lsda_fast.prior import Linearization, observe
 

@@ -107,7 +107,8 @@ class Derivative(NamedTuple):
         return cls(pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0])
 
 
-class Differentiable(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Differentiable:
     """A function that knows its own derivative."""
 
     function: Callable[[Tensor], Tensor]

@@ -5,8 +5,7 @@ frozen weights never use. Here a product with J or with J' is one pass of the li
 
     convolution        J v = W * v          J' u = W' * u
     norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``)
-    attention          O = A V, A = softmax(Q K' / sqrt d):       dA = A (dS - sum_j A dS),  dS = (dQ K' + Q dK') / sqrt d
-    MLP                dense layers around GELU'
+    attention          see ``models.window_derivatives``
 
 ``derivative(module, x)`` knows the layers of this package's decoders, by type; for any other module it is torch.func's.
 Images are kept in torch's channels-last format, in which the transposed convolutions of a CPU are twice as fast.
@@ -134,7 +133,7 @@ def _(module: nn.GELU, x: Tensor) -> Derivative:
 
 
 def geo_fold(u: Tensor, n: int, periodic: bool, poles: Sequence[bool]) -> Tensor:
-    """The adjoint of ``geo_pad``: what the padding was copied from gets its share, (M, C, H + 2 n, W + 2 n) -> (H, W)."""
+    """The adjoint of ``geo_pad``, (M, C, H + 2 n, W + 2 n) -> (M, C, H, W): padding goes to what it is a copy of."""
     if n == 0:
         return u
     west, east = u[..., :n], u[..., -n:]

@@ -5,8 +5,8 @@ that it touches are projected to those cells alone, and the operator takes the o
 
     H D(u) = S sum_i P_i f_i(z(u)) + offset,   J v = S sum_i P_i J_i A v,   J' r = A' sum_i J_i' P_i' S' r
 
-with A the derivative of z(u): equal to decoding and observing up to rounding. With ``products`` the derivatives J_i of the features are those written
-out by hand (``models.decoder_derivatives``) instead of torch.func's.
+with A the derivative of z(u): equal to decoding and observing up to rounding. With ``products`` the derivatives J_i of
+the features are those written out by hand (``models.decoder_derivatives``) instead of torch.func's.
 """
 
 import math

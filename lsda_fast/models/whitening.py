@@ -66,7 +66,9 @@ class DiagonalWhitening(Whitening):
         """S^1/2 u."""
         return u * self.std
 
-    color_adjoint = color
+    def color_adjoint(self, z: Tensor) -> Tensor:
+        """(S^1/2)' z."""
+        return z * self.std
 
     def whiten(self, z: Tensor) -> Tensor:
         """S^-1/2 z."""

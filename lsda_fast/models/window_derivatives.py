@@ -17,8 +17,9 @@ from lsda_fast.prior import Derivative
 __all__ = ["attention", "tower"]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Derivative:
-    """Softmax attention of q, k, v (..., L, d), as a function of their stack (3, ..., L, d)."""
+def attention(qkv: Tensor, mask: Tensor | None = None) -> Derivative:
+    """Softmax attention of q, k and v, the stack of them (3, ..., L, d); ``mask`` says which pairs may attend."""
+    q, k, v = qkv.unbind(0)
     scale = q.shape[-1] ** -0.5
     S = (q * scale) @ k.mT
     A = (S if mask is None else S.masked_fill(~mask, float("-inf"))).softmax(-1)
@@ -56,7 +57,7 @@ def _window_attention(module: WindowAttention, windows: Windows, mask: Tensor | 
         return windows.split(u).unflatten(-1, (module.heads, -1)).transpose(-3, -2)
 
     W, out = module.qkv.weight, module.out
-    core = attention(*heads(module.qkv(x)).unbind(0), None if mask is None else mask[:, None])
+    core = attention(heads(module.qkv(x)), None if mask is None else mask[:, None])
     return Derivative(
         out(mixed(core.value)),
         lambda v: mixed(core.jvp(heads(v @ W.T))) @ out.weight.T,
