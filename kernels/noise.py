@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["NOISE", "noise_reference", "philox", "signed"]
@@ -77,6 +78,5 @@ NOISE = Operation(
     "noise(Tensor members, SymInt size, int seed, int step, int stream, ScalarType dtype) -> Tensor",
     reference=noise_reference,
     empty=_empty,
-    fill=_fill,
-    limits=_limits,
+    natives={"cpu": Native(_fill, _limits)},
 )

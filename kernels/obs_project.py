@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.registry import Operation
 
@@ -124,22 +125,19 @@ PROJECT = Operation(
     f"obs_project(Tensor x, {_PLAN}) -> Tensor",
     reference=project_reference,
     empty=_project_empty,
-    fill=_project_fill,
-    limits=_project_limits,
+    natives={"cpu": Native(_project_fill, _project_limits)},
 )
 ADJOINT = Operation(
     f"obs_adjoint(Tensor r, {_PLAN}) -> Tensor",
     reference=adjoint_reference,
     empty=_adjoint_empty,
-    fill=_adjoint_fill,
-    limits=_adjoint_limits,
+    natives={"cpu": Native(_adjoint_fill, _adjoint_limits)},
 )
 RESIDUAL = Operation(
     f"obs_residual(Tensor x, {_PLAN}, Tensor target) -> (Tensor, Tensor)",
     reference=residual_reference,
     empty=_residual_empty,
-    fill=_residual_fill,
-    limits=_project_limits,
+    natives={"cpu": Native(_residual_fill, _project_limits)},
 )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.noise import noise_reference, signed
 from lsda_fast.kernels.registry import Operation
 
@@ -124,6 +125,5 @@ SAMPLER = Operation(
     " -> Tensor",
     reference=sampler_reference,
     empty=_empty,
-    fill=_fill,
-    limits=_limits,
+    natives={"cpu": Native(_fill, _limits)},
 )
