@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
@@ -92,5 +92,5 @@ ADAM = Operation(
     " float eps, float decay) -> (Tensor, Tensor, Tensor)",
     reference=adam_reference,
     empty=_empty,
-    natives={"cpu": Native(_fill)},
+    natives={"cpu": Native(_fill), "triton": Native(triton.fill("adam_step"), dtypes=triton.DTYPES)},
 )

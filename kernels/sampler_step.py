@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.noise import noise_reference, signed
 from lsda_fast.kernels.registry import Operation
@@ -117,7 +117,7 @@ def _fill(
 
 
 def _limits(terms: list[Tensor], *rest: object) -> str:
-    return f"{len(terms)} terms; C++ takes up to {_TERMS}" if len(terms) > _TERMS else ""
+    return f"{len(terms)} terms; native code takes up to {_TERMS}" if len(terms) > _TERMS else ""
 
 
 SAMPLER = Operation(
@@ -125,5 +125,5 @@ SAMPLER = Operation(
     " -> Tensor",
     reference=sampler_reference,
     empty=_empty,
-    natives={"cpu": Native(_fill, _limits)},
+    natives={"cpu": Native(_fill, _limits), "triton": Native(triton.fill("sampler_step"), _limits, triton.DTYPES)},
 )
