@@ -68,6 +68,9 @@ def _module(name: str) -> Any:
 
 def _driver_missing() -> str:
     """Triton builds its launcher with the system's C compiler when first asked."""
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}; accepted: 8.0 and above"
     try:
         import_module("triton").runtime.driver.active.get_current_target()
     except Exception as error:

@@ -16,7 +16,7 @@ __all__ = ["SIGNATURES", "fill"]
 _BLOCK, _MEMBERS = 256, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _kernel(
     x,  # (M, N)
     r,  # (M, P)

@@ -17,7 +17,7 @@ __all__ = ["SIGNATURES", "blocks_of", "fill", "launch", "signature"]
 _BLOCK, _MEMBERS = 256, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _kernel(
     y,  # (M, P)
     squares,  # (M, blocks), float64: the sum of y^2 over a block
