@@ -87,8 +87,9 @@ def sampler_step(
         members = torch.zeros(len(terms[0]), dtype=torch.int64, device=terms[0].device)
         if noise:
             raise InputError(f"noise {noise} without members; accepted: the number of each member")
-    if members.shape != terms[0].shape[:1]:
-        raise InputError(f"{tuple(members.shape)} members of {len(terms[0])}; accepted: one number each")
+    if members.shape != terms[0].shape[:1] or members.dtype != torch.int64:
+        given = f"{tuple(members.shape)} members of {len(terms[0])}, {members.dtype}"
+        raise InputError(f"{given}; accepted: one number each, int64")
     return SAMPLER(list(terms), list(coefficients), noise, members, signed(seed), step, stream)
 
 

@@ -154,6 +154,7 @@ def test_registration(checks):
         (lambda z: sampler_step([z, z[:1]], [1.0, 2.0]), "accepted: terms of one shape"),
         (lambda z: sampler_step([z], [1.0], noise=0.1), "noise 0.1 without members"),
         (lambda z: sampler_step([z], [1.0], noise=0.1, members=torch.arange(3)), r"\(3,\) members of 2"),
+        (lambda z: sampler_step([z], [1.0], members=torch.arange(2.0)), "members of 2, torch.float32; accepted: one"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message):
