@@ -75,7 +75,7 @@ if switch("LSDA_BUILD_CUDA") == "on":
     raise SystemExit("LSDA_BUILD_CUDA=on, but this version has no CUDA module to build")
 
 setup(
-    packages=[*find_packages(include=["lsda_fast", "lsda_fast.*"]), "lsda_fast.kernels"],
+    packages=[*find_packages(include=["lsda_fast", "lsda_fast.*"]), "lsda_fast.kernels", "lsda_fast.kernels.triton"],
     package_dir={"lsda_fast": "lsda_fast", "lsda_fast.kernels": "kernels"},
     ext_modules=cpu_modules(),
     cmdclass={"build_ext": BuildModules},

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["adam_step"]
@@ -91,5 +92,5 @@ ADAM = Operation(
     " float eps, float decay) -> (Tensor, Tensor, Tensor)",
     reference=adam_reference,
     empty=_empty,
-    fill=_fill,
+    natives={"cpu": Native(_fill), "triton": Native(triton.fill("adam_step"), dtypes=triton.DTYPES)},
 )

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["cg_step"]
@@ -84,5 +85,5 @@ CG = Operation(
     "cg_step(Tensor x, Tensor r, Tensor p, Tensor rr, Tensor Ap, Tensor limit) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=cg_reference,
     empty=_empty,
-    fill=_fill,
+    natives={"cpu": Native(_fill), "triton": Native(triton.fill("cg_step"))},
 )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.norm_silu import PRODUCTS
 from lsda_fast.kernels.registry import Operation, call, first_order
 from lsda_fast.kernels.standard import Standard, affine
@@ -130,20 +131,20 @@ VALUE = Operation(
     "gated_residual_norm(Tensor x, Tensor branch, Tensor? gate, Tensor a, Tensor b, float eps) -> (Tensor, Tensor)",
     reference=gated_reference,
     empty=_empty,
-    fill=lambda out, x, branch, *rest: _run("value", out, x, branch, None, *rest),
+    natives={"cpu": Native(lambda out, x, branch, *rest: _run("value", out, x, branch, None, *rest))},
 )
 _DERIVATIVE = "Tensor y, Tensor? gate, Tensor a, float eps) -> (Tensor, Tensor)"
 JVP = Operation(
     f"gated_residual_norm_jvp(Tensor vx, Tensor vbranch, {_DERIVATIVE}",
     reference=jvp_reference,
     empty=_empty,
-    fill=lambda out, *rest: _run("jvp", out, *rest[:-1], None, rest[-1]),
+    natives={"cpu": Native(lambda out, *rest: _run("jvp", out, *rest[:-1], None, rest[-1]))},
 )
 VJP = Operation(
     f"gated_residual_norm_vjp(Tensor uy, Tensor un, {_DERIVATIVE}",
     reference=vjp_reference,
     empty=_empty,
-    fill=lambda out, *rest: _run("vjp", out, *rest[:-1], None, rest[-1]),
+    natives={"cpu": Native(lambda out, *rest: _run("vjp", out, *rest[:-1], None, rest[-1]))},
 )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.head_plan import HeadPlan
 from lsda_fast.kernels.linear import transposes
 from lsda_fast.kernels.registry import Operation
@@ -132,14 +133,12 @@ PROJECT = Operation(
     f"head_project(Tensor features, {_PLAN}) -> Tensor",
     reference=project_reference,
     empty=_project_empty,
-    fill=_project_fill,
-    limits=_project_limits,
+    natives={"cpu": Native(_project_fill, _project_limits)},
 )
 ADJOINT = Operation(
     f"head_adjoint(Tensor values, {_PLAN}) -> Tensor",
     reference=adjoint_reference,
     empty=_adjoint_empty,
-    fill=_adjoint_fill,
-    limits=_adjoint_limits,
+    natives={"cpu": Native(_adjoint_fill, _adjoint_limits)},
 )
 PROJECT_CALL, ADJOINT_CALL = transposes(PROJECT, ADJOINT)

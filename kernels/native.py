@@ -18,7 +18,7 @@ from torch import Tensor
 import lsda_fast
 from lsda_fast.errors import InputError
 
-__all__ = ["ABI", "Module", "load", "run", "set_isa"]
+__all__ = ["ABI", "Module", "about", "load", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
 ABI = 2
@@ -46,6 +46,14 @@ def load() -> Module:
     if found.cpu is None and "cpu" in os.environ.get("LSDA_REQUIRE", "").split(","):
         raise ImportError(f"LSDA_REQUIRE asks for the C++ kernels: {found.missing}")
     return found
+
+
+def about() -> str:
+    """The module's version, compiler, instruction sets and place."""
+    cpu = load().cpu
+    built = cpu.build_info()
+    isas = ", ".join(built["isas"])
+    return f"version {built['abi']}, compiler {built['compiler']}, this processor has {isas}, {cpu.__file__}"
 
 
 def run(name: str, dtype: torch.dtype, *arguments: Any) -> None:

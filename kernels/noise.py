@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["MIRROR", "NOISE", "noise_reference", "philox", "signed"]
@@ -76,10 +77,13 @@ def _limits(members: Tensor, size: int, seed: int, step: int, stream: int, dtype
     return "" if dtype in (torch.float32, torch.float64) else f"noise of {dtype}; C++ makes float32 and float64"
 
 
+def _triton_limits(members: Tensor, size: int, seed: int, step: int, stream: int, dtype: torch.dtype) -> str:
+    return "" if dtype in triton.DTYPES else f"noise of {dtype}; Triton makes real numbers"
+
+
 NOISE = Operation(
     "noise(Tensor members, SymInt size, int seed, int step, int stream, ScalarType dtype) -> Tensor",
     reference=noise_reference,
     empty=_empty,
-    fill=_fill,
-    limits=_limits,
+    natives={"cpu": Native(_fill, _limits), "triton": Native(triton.fill("noise"), _triton_limits)},
 )

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation, call, first_order
 from lsda_fast.kernels.standard import Standard, affine, split
 
@@ -177,22 +178,19 @@ VALUE = Operation(
     f"norm_silu({_SIGNATURE}",
     reference=norm_reference,
     empty=_empty,
-    fill=lambda out, x, *rest: _run("value", out, x, x, *rest),
-    limits=_limits,
+    natives={"cpu": Native(lambda out, x, *rest: _run("value", out, x, x, *rest), _limits)},
 )
 JVP = Operation(
     f"norm_silu_jvp(Tensor v, {_SIGNATURE}",
     reference=jvp_reference,
     empty=_empty,
-    fill=lambda out, *rest: _run("jvp", out, *rest),
-    limits=lambda v, *rest: _limits(*rest),
+    natives={"cpu": Native(lambda out, *rest: _run("jvp", out, *rest), lambda v, *rest: _limits(*rest))},
 )
 VJP = Operation(
     f"norm_silu_vjp(Tensor u, {_SIGNATURE}",
     reference=vjp_reference,
     empty=_empty,
-    fill=lambda out, *rest: _run("vjp", out, *rest),
-    limits=lambda u, *rest: _limits(*rest),
+    natives={"cpu": Native(lambda out, *rest: _run("vjp", out, *rest), lambda u, *rest: _limits(*rest))},
 )
 
 

@@ -1,8 +1,9 @@
 """A linear observation operator laid out for the kernels, once: y_p = sum_k weight_pk x[index_pk].
 
 Forward, the stencil lies point by point, (K, P), so that neighbouring observations are read together. The transpose is
-a gather: for every touched cell its entries, in jagged diagonals by tiles of cells (csrc/core/obs_adjoint.h), so that
-no two threads add to one cell and the order of every sum is fixed. An entry of weight 0 counts as absent there.
+a gather over the entries of each cell, in the order of their observations, so that no two threads add to one cell and
+the order of every sum is fixed: for C++ in jagged diagonals by tiles of cells (csrc/core/obs_adjoint.h), for a GPU
+simply cell after cell. An entry of weight 0 counts as absent there.
 Observations that are sorted by place make both faster; the order is the caller's.
 """
 
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.registry import kinds_on
 
-__all__ = ["ObservationPlan", "starts"]
+__all__ = ["COLUMNS", "TILES", "ObservationPlan", "starts"]
 
 _MOST = 2**31
+
+# Tensors of a transpose in tiles, and of one by columns.
+TILES, COLUMNS = 5, 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class ObservationPlan:
     cells : int
         N.
     transpose : list of Tensor
-        cell, length, observation, weight and tile of csrc/core/obs_adjoint.h; empty where no native code reads it.
+        For C++ cell, length, observation, weight and tile of csrc/core/obs_adjoint.h; for a GPU start (cells + 1),
+        observation and weight (entries); empty where no native code reads it.
     """
 
     index: Tensor
@@ -78,11 +84,7 @@ class ObservationPlan:
             weight = weight * precision[:, None]
         by_point = index.T.to(torch.int32).contiguous()
         weights = weight.T.to(dtype or weight.dtype).contiguous()
-        cpu = native.load().cpu
-        transpose = []
-        if cpu is not None and index.device.type == "cpu":
-            transpose = _jagged_diagonals(by_point, weights, cells, cpu.build_info()["tile"])
-        return cls(by_point, weights, cells, transpose)
+        return cls(by_point, weights, cells, _transpose(by_point, weights, cells))
 
     @property
     def size(self) -> int:
@@ -95,12 +97,33 @@ class ObservationPlan:
         return self.index, self.weight, self.transpose, self.cells
 
 
+def _transpose(index: Tensor, weight: Tensor, cells: int) -> list[Tensor]:
+    """In the layout of the native code that would read it."""
+    kinds = kinds_on(index.device)
+    if not kinds:
+        return []
+    if kinds[0] == "cpu":
+        return _jagged_diagonals(index, weight, cells, native.load().cpu.build_info()["tile"])
+    return _columns(index, weight, cells)
+
+
+def _entries(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries that are not 0, observation by observation, sorted by cell; and their cells."""
+    entry = weight.T.flatten().nonzero().flatten()
+    cell, order = index.T.flatten()[entry].sort(stable=True)
+    return entry[order], cell
+
+
+def _columns(index: Tensor, weight: Tensor, cells: int) -> list[Tensor]:
+    entry, cell = _entries(index, weight)
+    start = torch.searchsorted(cell, torch.arange(cells + 1, dtype=cell.dtype, device=cell.device))
+    return [start.to(torch.int32), (entry // max(len(index), 1)).to(torch.int32), weight.T.flatten()[entry]]
+
+
 def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> list[Tensor]:
     points = index.shape[0]
     weights = weight.T.flatten()
-    entry = weights.nonzero().flatten()
-    cell, order = index.T.flatten()[entry].sort(stable=True)
-    entry = entry[order]
+    entry, cell = _entries(index, weight)
     touched, which, count = cell.unique_consecutive(return_inverse=True, return_counts=True)
     rank = torch.arange(len(entry)) - (count.cumsum(0) - count)[which]
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import nothing, transposes
-from lsda_fast.kernels.obs_plan import ObservationPlan
+from lsda_fast.kernels.obs_plan import COLUMNS, TILES, ObservationPlan
 from lsda_fast.kernels.registry import Operation, call
 
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
@@ -106,10 +107,16 @@ def _project_limits(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Te
     return "" if x.shape[1] == cells else f"a state of {x.shape[1]} cells, a plan of {cells}"
 
 
-def _adjoint_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
-    if r.shape[1] != index.shape[1]:
-        return f"{r.shape[1]} observations, a plan of {index.shape[1]}"
-    return "" if transpose else "the plan has no transpose for C++"
+def _tiles_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
+    return _adjoint_limits(r, index, "" if len(transpose) == TILES else "the plan has no transpose in tiles")
+
+
+def _columns_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
+    return _adjoint_limits(r, index, "" if len(transpose) == COLUMNS else "the plan has no transpose by columns")
+
+
+def _adjoint_limits(r: Tensor, index: Tensor, layout: str) -> str:
+    return layout if r.shape[1] == index.shape[1] else f"{r.shape[1]} observations, a plan of {index.shape[1]}"
 
 
 def _residual_empty(x: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -125,22 +132,28 @@ PROJECT = Operation(
     f"obs_project(Tensor x, {_PLAN}) -> Tensor",
     reference=project_reference,
     empty=_project_empty,
-    fill=_project_fill,
-    limits=_project_limits,
+    natives={
+        "cpu": Native(_project_fill, _project_limits),
+        "triton": Native(triton.fill("obs_project"), _project_limits, triton.DTYPES),
+    },
 )
 ADJOINT = Operation(
     f"obs_adjoint(Tensor r, {_PLAN}) -> Tensor",
     reference=adjoint_reference,
     empty=_adjoint_empty,
-    fill=_adjoint_fill,
-    limits=_adjoint_limits,
+    natives={
+        "cpu": Native(_adjoint_fill, _tiles_limits),
+        "triton": Native(triton.fill("obs_adjoint"), _columns_limits, triton.DTYPES),
+    },
 )
 RESIDUAL = Operation(
     f"obs_residual(Tensor x, {_PLAN}, Tensor target) -> (Tensor, Tensor)",
     reference=residual_reference,
     empty=_residual_empty,
-    fill=_residual_fill,
-    limits=_project_limits,
+    natives={
+        "cpu": Native(_residual_fill, _project_limits),
+        "triton": Native(triton.fill("obs_residual"), _project_limits, triton.DTYPES),
+    },
 )
 
 

@@ -1,11 +1,11 @@
 """One operation: a schema in torch's library, a reference in plain torch, native code, and the choice between them.
 
 The operations live in ``torch.ops.lsda`` with functional schemas and fake implementations, so that torch.compile,
-torch.export and CUDA graphs see them as nodes. The native code takes contiguous float32 or float64 tensors on the CPU;
-for all else the reference runs. ``use`` and ``trace`` act on the thread that enters them.
+torch.export and CUDA graphs see them as nodes. The first kind of native code (``implementations``) that is there and
+takes these tensors runs; for all else the reference. ``use`` and ``trace`` act on the thread that enters them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.implementations import KINDS, Native
 
-__all__ = ["Choice", "Operation", "call", "first_order", "report", "trace", "use"]
+__all__ = ["Choice", "Operation", "call", "first_order", "kinds_on", "report", "trace", "use"]
 
 FILES = (
     "adam_step",
@@ -30,7 +31,6 @@ FILES = (
     "obs_project",
     "sampler_step",
 )
-IMPLEMENTATIONS = ("reference", "cpu")
 LIBRARY = torch.library.Library("lsda", "FRAGMENT")
 OPERATIONS: "dict[str, Operation]" = {}
 
@@ -57,10 +57,8 @@ class Operation:
         The specification, in plain torch.
     empty : callable
         The outputs, uninitialised, from the same arguments: the fake implementation too.
-    fill : callable (outputs, *arguments)
-        Has the native code fill them.
-    limits : callable, optional
-        Why the native code cannot take these arguments, "" where it can.
+    natives : mapping of str to Native
+        Its native code, by kind.
     """
 
     def __init__(
@@ -69,11 +67,11 @@ class Operation:
         *,
         reference: Callable[..., Any],
         empty: Callable[..., Any],
-        fill: Callable[..., None],
-        limits: Callable[..., str] | None = None,
+        natives: Mapping[str, Native],
     ) -> None:
         self.name = schema.partition("(")[0]
-        self._reference, self._empty, self._fill, self._limits = reference, empty, fill, limits
+        self.natives = {kind: natives[kind] for kind in KINDS if kind in natives}
+        self._reference, self._empty = reference, empty
         self._differentiable = False
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
@@ -109,8 +107,9 @@ class Operation:
         given, accepted = [tuple(t.shape) for t in _tensors([outputs])], [tuple(shape) for shape in shapes]
         if given != accepted:
             raise InputError(f"{self.name} into {given}; accepted: {accepted}")
-        if self._native(arguments, outputs):
-            self._fill(outputs, *arguments)
+        code = self._native(arguments, outputs)
+        if code:
+            code.fill(outputs, *arguments)
         else:
             for output, value in zip(_tensors([outputs]), _tensors([self._reference(*arguments)]), strict=True):
                 output.copy_(value)
@@ -127,27 +126,39 @@ class Operation:
         forced = _forced.get()
         if forced == "reference":
             return Choice(self.name, "reference", "forced by use")
-        obstacle = native.load().missing or _obstacle(list(_tensors([arguments, outputs])))
-        if not obstacle and self._limits:
-            obstacle = self._limits(*arguments)
-        if not obstacle:
-            return Choice(self.name, "cpu", f"C++, {native.load().cpu.isa()}")
+        tensors = list(_tensors([arguments, outputs]))
         if forced:
-            raise InputError(f"{self.name} cannot run in C++: {obstacle}")
-        return Choice(self.name, "reference", obstacle)
+            obstacle = self._obstacle(forced, tensors, arguments)
+            if obstacle:
+                raise InputError(f"{self.name} cannot run in {KINDS[forced].title}: {obstacle}")
+            return Choice(self.name, forced, KINDS[forced].detail())
+        device, obstacles = tensors[0].device.type, []
+        for kind in self.natives:
+            if device in KINDS[kind].devices:
+                obstacle = self._obstacle(kind, tensors, arguments)
+                if not obstacle:
+                    return Choice(self.name, kind, KINDS[kind].detail())
+                obstacles.append(obstacle)
+        return Choice(self.name, "reference", "; ".join(dict.fromkeys(obstacles)) or f"no native code for {device}")
 
-    def _native(self, arguments: tuple[Any, ...], outputs: Any = ()) -> bool:
+    def _obstacle(self, kind: str, tensors: list[Tensor], arguments: tuple[Any, ...]) -> str:
+        if kind not in self.natives:
+            return f"{self.name} has no such code"
+        return KINDS[kind].missing() or self.natives[kind].obstacle(KINDS[kind], tensors, arguments)
+
+    def _native(self, arguments: tuple[Any, ...], outputs: Any = ()) -> Native | None:
         choice = self.choose(*arguments, outputs=outputs)
         taken = _taken.get()
         if taken is not None:
             taken.append(choice)
-        return choice.implementation == "cpu"
+        return self.natives.get(choice.implementation)
 
     def _run(self, *arguments: Any) -> Any:
-        if not self._native(arguments):
+        code = self._native(arguments)
+        if code is None:
             return self._reference(*arguments)
         outputs = self._empty(*arguments)
-        self._fill(outputs, *arguments)
+        code.fill(outputs, *arguments)
         return outputs
 
 
@@ -175,18 +186,19 @@ def first_order(operation: Operation) -> Any:
 
 @contextmanager
 def use(implementation: str, isa: str | None = None) -> Iterator[None]:
-    """Force ``"reference"`` or ``"cpu"`` (C++) in this block; with ``isa``, on that instruction set.
+    """Force ``"reference"``, ``"cpu"`` (C++) or another kind in this block; with ``isa``, C++ on that instruction set.
 
     Raises
     ------
     InputError
-        An unknown name, or C++ or an instruction set that is not there.
+        An unknown name, or native code or an instruction set that is not there.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation {implementation!r}; accepted: {', '.join(IMPLEMENTATIONS)}")
-    cpu, missing = native.load()
-    if implementation == "cpu" and missing:
-        raise InputError(f"the C++ kernels are not there: {missing}")
+    if implementation not in ("reference", *KINDS):
+        raise InputError(f"implementation {implementation!r}; accepted: {', '.join(('reference', *KINDS))}")
+    missing = "" if implementation == "reference" else KINDS[implementation].missing()
+    if missing:
+        raise InputError(f"the {KINDS[implementation].title} kernels are not there: {missing}")
+    cpu = native.load().cpu
     before = cpu.isa() if cpu else ""
     if isa is not None:
         native.set_isa(cpu, isa)
@@ -210,15 +222,25 @@ def trace() -> Iterator[list[Choice]]:
         _taken.reset(token)
 
 
+def kinds_on(device: torch.device) -> list[str]:
+    """The kinds of native code that can run on tensors of a device, the preferred one first."""
+    forced = _forced.get()
+    names = [forced] if forced and forced in KINDS else list(KINDS)
+    return [name for name in names if device.type in KINDS[name].devices and not KINDS[name].missing()]
+
+
 def report() -> list[Choice]:
-    """What every operation takes contiguous float32 tensors of the CPU with, and why: the rows of ``lsda doctor``."""
+    """The native code that every operation takes on this machine, and the state of each: rows of ``lsda doctor``."""
     for name in FILES:
         import_module(f"lsda_fast.kernels.{name}")
-    cpu, missing = native.load()
-    if missing:
-        return [Choice(name, "reference", missing) for name in sorted(OPERATIONS)]
-    reason = f"C++, {cpu.isa()}; this processor has {', '.join(cpu.build_info()['isas'])}"
-    return [Choice(name, "cpu", reason) for name in sorted(OPERATIONS)]
+    missing = {kind: KINDS[kind].missing() for kind in KINDS}
+    state = {kind: f"{kind}: {missing[kind] or KINDS[kind].detail()}" for kind in KINDS}
+    rows = []
+    for name, operation in sorted(OPERATIONS.items()):
+        taken = [kind for kind in operation.natives if not missing[kind]]
+        reasons = "; ".join(state[kind] for kind in operation.natives)
+        rows.append(Choice(name, ", ".join(taken) or "reference", reasons))
+    return rows
 
 
 def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
@@ -227,15 +249,3 @@ def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
             yield argument
         elif isinstance(argument, (list, tuple)):
             yield from _tensors(argument)
-
-
-def _obstacle(tensors: Sequence[Tensor]) -> str:
-    """Why no native code takes these tensors; "" where it may."""
-    real = {t.dtype for t in tensors if t.is_floating_point()}
-    if any(t.device.type != "cpu" for t in tensors):
-        return "a tensor is not on the CPU"
-    if len(real) > 1 or not real <= {torch.float32, torch.float64}:
-        return f"{', '.join(sorted(map(str, real)))}; C++ takes float32 or float64, all alike"
-    if not all(t.is_contiguous() for t in tensors):
-        return "a tensor is not contiguous"
-    return ""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.noise import noise_reference, signed
 from lsda_fast.kernels.registry import Operation
 
@@ -86,8 +87,9 @@ def sampler_step(
         members = torch.zeros(len(terms[0]), dtype=torch.int64, device=terms[0].device)
         if noise:
             raise InputError(f"noise {noise} without members; accepted: the number of each member")
-    if members.shape != terms[0].shape[:1]:
-        raise InputError(f"{tuple(members.shape)} members of {len(terms[0])}; accepted: one number each")
+    if members.shape != terms[0].shape[:1] or members.dtype != torch.int64:
+        given = f"{tuple(members.shape)} members of {len(terms[0])}, {members.dtype}"
+        raise InputError(f"{given}; accepted: one number each, int64")
     return SAMPLER(list(terms), list(coefficients), noise, members, signed(seed), step, stream)
 
 
@@ -116,7 +118,7 @@ def _fill(
 
 
 def _limits(terms: list[Tensor], *rest: object) -> str:
-    return f"{len(terms)} terms; C++ takes up to {_TERMS}" if len(terms) > _TERMS else ""
+    return f"{len(terms)} terms; native code takes up to {_TERMS}" if len(terms) > _TERMS else ""
 
 
 SAMPLER = Operation(
@@ -124,6 +126,5 @@ SAMPLER = Operation(
     " -> Tensor",
     reference=sampler_reference,
     empty=_empty,
-    fill=_fill,
-    limits=_limits,
+    natives={"cpu": Native(_fill, _limits), "triton": Native(triton.fill("sampler_step"), _limits, triton.DTYPES)},
 )

@@ -54,6 +54,8 @@ def devices() -> list[Row]:
     """torch, its threads, and the devices it can use; why not CUDA, where it cannot."""
     import torch
 
+    from lsda_fast.kernels.gpu import cuda_missing
+
     rows = [
         Row("torch", torch.__version__, f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         Row("device cpu", "available", torch.backends.cpu.get_cpu_capability()),
@@ -66,20 +68,6 @@ def devices() -> list[Row]:
         note = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
         rows.append(Row(f"device cuda:{i}", "available", note))
     return rows
-
-
-def cuda_missing() -> str:
-    """Why CUDA cannot be used, in one sentence; empty when it can."""
-    import torch
-
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    if torch.cuda.is_available():
-        return ""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return f"torch finds no GPU or driver with CUDA_VISIBLE_DEVICES={visible!r}"
-    return f"torch finds no NVIDIA GPU, or its driver is too old for CUDA {torch.version.cuda}"
 
 
 def optional_packages() -> list[Row]:
@@ -105,19 +93,15 @@ def backends() -> list[Row]:
 
 
 def operations() -> list[Row]:
-    """The native module, and which implementation each operation takes on the CPU, and why."""
-    from lsda_fast.kernels import native
+    """The kinds of native code, and for each operation which of them are taken, and the state of each."""
+    from lsda_fast.kernels.implementations import KINDS
     from lsda_fast.kernels.registry import report as choices
 
-    cpu, missing = native.load()
-    if missing:
-        module = Row("C++ kernels", "missing", missing)
-    else:
-        built = cpu.build_info()
-        module = Row(
-            "C++ kernels", "available", f"version {built['abi']}, compiler {built['compiler']}, {cpu.__file__}"
-        )
-    return [module, *(Row(f"operation {c.operation}", c.implementation, c.reason) for c in choices())]
+    rows = []
+    for kind in KINDS.values():
+        missing = kind.missing()
+        rows.append(Row(f"{kind.title} kernels", "missing" if missing else "available", missing or kind.about()))
+    return [*rows, *(Row(f"operation {c.operation}", c.implementation, c.reason) for c in choices())]
 
 
 def contents() -> list[Row]:

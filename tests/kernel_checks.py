@@ -55,13 +55,13 @@ def poisoned() -> Iterator[None]:
         torch.set_deterministic_debug_mode("default")
 
 
-def assert_as_accurate(call: Callable[[torch.dtype], Tensor | Sequence[Tensor]]) -> None:
-    """C++ in float32 is at most 3 times as far from float64 as torch: on NaN-filled memory, on each instruction set."""
+def assert_as_accurate(call: Callable[[torch.dtype], Tensor | Sequence[Tensor]], kind: str = "cpu") -> None:
+    """Native float32 is at most 3 times as far from float64 as torch: on NaN-filled memory, on each instruction set."""
     with kernels.use("reference"):
         exact, plain = flat(call(torch.float64)), flat(call(torch.float32))
     first = None
-    for isa in isas():
-        with kernels.use("cpu", isa=isa), poisoned():
+    for isa in isas() if kind == "cpu" else [None]:
+        with kernels.use(kind, isa=isa), poisoned():
             fast = flat(call(torch.float32))
             double = flat(call(torch.float64))
         for x, p, f, d in zip(exact, plain, fast, double, strict=True):
@@ -70,7 +70,7 @@ def assert_as_accurate(call: Callable[[torch.dtype], Tensor | Sequence[Tensor]])
             allowed = 3 * float((p.double() - x).abs().max()) if x.numel() else 0.0
             assert f.shape == p.shape
             assert f.is_contiguous()
-            assert error <= allowed, f"{isa}: {error:.2e} from float64, torch {allowed / 3:.2e}"
+            assert error <= allowed, f"{kind} {isa}: {error:.2e} from float64, torch {allowed / 3:.2e}"
             torch.testing.assert_close(d, x, rtol=1e-13, atol=1e-13 * scale)
         if first is not None:
             assert same_bits(fast, first), f"{isa} gives other bits than baseline"

@@ -1,5 +1,6 @@
 """Which implementation an operation takes: forced, missing, stale, and told by trace, report and doctor."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,12 @@ import torch
 
 from lsda_fast import doctor, kernels
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native
+from lsda_fast.kernels import native, registry, triton
 from lsda_fast.kernels.adam_step import adam_step
+from lsda_fast.kernels.implementations import Kind, Native
 from lsda_fast.kernels.noise import NOISE
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OPERATIONS = [
     *("adam_step", "cg_step", "head_adjoint", "head_project", "noise"),
@@ -21,11 +25,6 @@ OPERATIONS = [
 
 def noise():
     return NOISE(torch.tensor([1]), 10, 0, 0, 0, torch.float32)
-
-
-@pytest.fixture
-def absent(monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: native.Module(None, "not built: a test"))
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_forced_and_traced(checks):
 
 def test_forcing_what_cannot_be_is_an_error(checks):
     checks.isas()
-    with pytest.raises(InputError, match="implementation 'gpu'; accepted: reference, cpu"), kernels.use("gpu"):
+    with pytest.raises(InputError, match="implementation 'gpu'; accepted: reference, cpu, triton"), kernels.use("gpu"):
         pass
     with pytest.raises(InputError, match="instruction set 'sse9'; this processor has: baseline"):
         kernels.use("cpu", isa="sse9").__enter__()
@@ -84,10 +83,13 @@ def test_tensors_of_two_kinds_go_to_the_reference(checks):
     assert taken[0].reason.startswith("torch.float32, torch.float64;")
 
 
-def test_without_the_module_everything_runs_in_torch(absent):
-    assert kernels.report() == [(name, "reference", "not built: a test") for name in OPERATIONS]
-    rows = doctor.operations()
-    assert rows[0] == ("C++ kernels", "missing", "not built: a test")
+def test_without_the_module_everything_runs_in_torch(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: native.Module(None, "not built: a test"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = kernels.report()
+    assert [(row.operation, row.implementation) for row in rows] == [(name, "reference") for name in OPERATIONS]
+    assert all(row.reason.startswith("cpu: not built: a test") for row in rows)
+    assert doctor.operations()[0] == ("C++ kernels", "missing", "not built: a test")
     with kernels.trace() as taken:
         assert noise().shape == (1, 10)
     assert taken == [("noise", "reference", "not built: a test")]
@@ -97,10 +99,12 @@ def test_without_the_module_everything_runs_in_torch(absent):
 
 def test_doctor_tells_what_each_operation_takes(checks):
     best = checks.isas()[-1]
-    module, *rows = doctor.operations()
-    assert module.value == "available"
-    assert [row.item for row in rows] == [f"operation {name}" for name in OPERATIONS]
-    assert all(row.value == "cpu" and best in row.note for row in rows)
+    rows = doctor.operations()
+    modules, operations = rows[: -len(OPERATIONS)], rows[-len(OPERATIONS) :]
+    assert [(row.item, row.value) for row in modules[:1]] == [("C++ kernels", "available")]
+    assert [row.item for row in modules] == ["C++ kernels", "Triton kernels"]
+    assert [row.item for row in operations] == [f"operation {name}" for name in OPERATIONS]
+    assert all("cpu" in row.value and f"cpu: C++, {best}" in row.note for row in operations)
 
 
 def test_a_module_of_another_version_is_left_alone(checks, fresh, monkeypatch):
@@ -143,3 +147,68 @@ def test_the_process_keeps_its_denormals_and_its_one_openmp(checks):
     if maps.exists():
         loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
         assert len(loaded) == 1
+
+
+@pytest.fixture
+def triton_is_looked_for_again():
+    triton.missing.cache_clear()
+    yield
+    triton.missing.cache_clear()
+
+
+def test_why_there_is_no_triton(triton_is_looked_for_again, monkeypatch):
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    monkeypatch.delenv("LSDA_REQUIRE", raising=False)
+    assert triton.missing() == "triton is not installed: pip install 'lsda_fast[triton]'"
+    with pytest.raises(InputError, match="the Triton kernels are not there: triton is not"), kernels.use("triton"):
+        pass
+    triton.missing.cache_clear()
+    monkeypatch.setenv("LSDA_REQUIRE", "cpu,triton")
+    with pytest.raises(ImportError, match="LSDA_REQUIRE asks for triton, which is not installed"):
+        triton.missing()
+    monkeypatch.setattr(triton, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert triton.missing() == f"torch {torch.__version__} is built without CUDA"
+
+
+def test_nothing_is_asked_of_the_device_until_a_tensor_lies_there(monkeypatch):
+    """Nor is Triton imported for tensors of the CPU, or for the report where there is no GPU."""
+    code = "import sys; from lsda_fast import kernels; kernels.report(); print('triton' in sys.modules)"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed == "False\n"
+
+
+def test_the_first_kind_that_takes_the_tensors_runs(monkeypatch):
+    """A second kind of code for one device is an entry of its own."""
+    fill, sent = (lambda out, v: out.fill_(7.0)), []
+    kinds = {
+        "first": Kind("First", ("cpu",), lambda: "", lambda: "one", lambda: ""),
+        "second": Kind("Second", ("cpu",), lambda: "", lambda: "two", lambda: ""),
+        "third": Kind("Third", ("cpu",), lambda: "not built", lambda: "", lambda: ""),
+        "elsewhere": Kind("Elsewhere", ("cuda",), lambda: sent.append("asked") or "", lambda: "", lambda: ""),
+    }
+    monkeypatch.setattr(registry, "KINDS", kinds)
+    monkeypatch.setattr(registry, "OPERATIONS", {})
+    operation = registry.Operation(
+        "of_a_test(Tensor v) -> Tensor",
+        reference=torch.neg,
+        empty=torch.empty_like,
+        natives={
+            "second": Native(fill, dtypes=(torch.float64,)),
+            "third": Native(fill),
+            "first": Native(fill, lambda v: "" if len(v) > 1 else "one number"),
+            "elsewhere": Native(fill),
+        },
+    )
+    single, double = torch.ones(2), torch.ones(2, dtype=torch.float64)
+    assert operation.choose(single) == ("of_a_test", "first", "one")
+    assert operation.choose(double[:1]) == ("of_a_test", "second", "two")
+    reasons = "one number; torch.float32; Second takes float64, all alike; not built"
+    assert operation.choose(single[:1]) == ("of_a_test", "reference", reasons)
+    assert operation.choose(single.to("meta")).reason == "no native code for meta"
+    assert sent == []
+    assert torch.equal(operation(single), torch.full((2,), 7.0))
+    assert torch.equal(operation(single[:1]), -single[:1])
+    with kernels.use("second"), pytest.raises(InputError, match="run in Second: tor"):
+        operation(single)

@@ -135,7 +135,7 @@ def test_more_terms_or_other_strides_go_to_the_reference(checks):
     with kernels.trace() as taken:
         five = sampler_step([z] * 5, [1.0] * 5)
         turned = sampler_step([z.T.contiguous().T], [2.0])
-    assert [choice.reason for choice in taken] == ["5 terms; C++ takes up to 4", "a tensor is not contiguous"]
+    assert [choice.reason for choice in taken] == ["5 terms; native code takes up to 4", "a tensor is not contiguous"]
     torch.testing.assert_close(five, 5 * z)
     torch.testing.assert_close(turned, 2 * z)
 
@@ -154,6 +154,7 @@ def test_registration(checks):
         (lambda z: sampler_step([z, z[:1]], [1.0, 2.0]), "accepted: terms of one shape"),
         (lambda z: sampler_step([z], [1.0], noise=0.1), "noise 0.1 without members"),
         (lambda z: sampler_step([z], [1.0], noise=0.1, members=torch.arange(3)), r"\(3,\) members of 2"),
+        (lambda z: sampler_step([z], [1.0], members=torch.arange(2.0)), "members of 2, torch.float32; accepted: one"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message):

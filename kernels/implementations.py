@@ -1,0 +1,86 @@
+"""The kinds of native code: where each runs, why it may be missing, and what one operation gives of it.
+
+A kind is added by one entry of ``KINDS``, and by a ``Native`` under its name in the operations that have it. The order
+of ``KINDS`` is the order of preference on a device. Nothing here looks for a module, a driver or a device before
+``missing`` is called.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsda_fast.kernels import native, triton
+
+__all__ = ["KINDS", "Kind", "Native"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of native code.
+
+    Parameters
+    ----------
+    title : str
+        As a reason calls it.
+    devices : tuple of str
+        Types of device whose tensors it takes.
+    missing : callable
+        Why it cannot run on this machine, "" where it can; cheap when called again.
+    detail : callable
+        What it is here, where it can run: a few words, the reason of a choice.
+    about : callable
+        How it was made, for a bug report.
+    """
+
+    title: str
+    devices: tuple[str, ...]
+    missing: Callable[[], str]
+    detail: Callable[[], str]
+    about: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Native:
+    """The native code of one operation, of one kind.
+
+    Parameters
+    ----------
+    fill : callable (outputs, *arguments)
+        Fills the outputs.
+    limits : callable, optional
+        Why it cannot take these arguments, "" where it can.
+    dtypes : tuple of torch.dtype
+        Of its real tensors, which are all alike.
+    """
+
+    fill: Callable[..., None]
+    limits: Callable[..., str] | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
+    def obstacle(self, kind: Kind, tensors: list[Tensor], arguments: tuple[Any, ...]) -> str:
+        """Why it cannot take these tensors, those of arguments and outputs; "" where it can."""
+        real = {t.dtype for t in tensors if t.is_floating_point()}
+        devices = {t.device for t in tensors}
+        if len(devices) > 1 or not all(d.type in kind.devices for d in devices):
+            return f"tensors on {_words(devices)}; {kind.title} takes {' or '.join(kind.devices)}, all on one"
+        if len(real) > 1 or not real <= set(self.dtypes):
+            accepted = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            return f"{_words(real)}; {kind.title} takes {accepted}, all alike"
+        if not all(t.is_contiguous() for t in tensors):
+            return "a tensor is not contiguous"
+        return self.limits(*arguments) if self.limits else ""
+
+
+def _words(values: set) -> str:
+    return ", ".join(sorted(map(str, values)))
+
+
+KINDS = {
+    "cpu": Kind(
+        "C++", ("cpu",), lambda: native.load().missing, lambda: f"C++, {native.load().cpu.isa()}", native.about
+    ),
+    "triton": Kind("Triton", triton.DEVICES, triton.missing, triton.detail, triton.detail),
+}

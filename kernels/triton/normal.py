@@ -1,0 +1,84 @@
+"""Normals in a kernel: the words of Philox, and Box-Muller in float64, step by step as csrc/core/normal.h has them.
+
+log, sin and cos are fdlibm's polynomials, without branches; the angle is reduced exactly, in turns, as an integer. On a
+GPU with few float64 units (a consumer's) this costs more time than the memory does.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["normals"]
+
+
+@triton.jit
+def normals(first, seed, step, member, stream, COUNT: tl.constexpr, REAL: tl.constexpr):
+    """Elements [first, first + COUNT) of a member's noise, rounded to REAL; first is a multiple of 4."""
+    block = (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    zero = tl.zeros([COUNT // 4], tl.uint32)
+    words = tl.philox(seed, block, zero + step.to(tl.uint32), zero + member.to(tl.uint32), zero + stream.to(tl.uint32))
+    a, b = _box_muller(words[0], words[1])
+    c, d = _box_muller(words[2], words[3])
+    even = tl.interleave(a.to(REAL), c.to(REAL))
+    return tl.interleave(even, tl.interleave(b.to(REAL), d.to(REAL)))
+
+
+@triton.jit
+def _box_muller(radial, angular):
+    u = (radial.to(tl.float64) + 0.5) * 2.3283064365386963e-10
+    radius = tl.sqrt(-2.0 * _log_below_one(u))
+    quarter = (angular + 536870912) >> 30
+    rest = (angular - (quarter << 30)).to(tl.int32, bitcast=True)
+    x = (rest.to(tl.float64) + 0.5) * 2.3283064365386963e-10 * 6.28318530717958647692
+    sine, cosine = _sin_octant(x), _cos_octant(x)
+    odd = (quarter & 1) != 0
+    a, b = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    a = tl.where(((quarter + 1) & 2) != 0, -a, a)
+    b = tl.where((quarter & 2) != 0, -b, b)
+    return radius * a, radius * b
+
+
+@triton.jit
+def _log_below_one(x):
+    """log x for 0 < x < 1."""
+    bits = x.to(tl.int64, bitcast=True)
+    exponent = (bits - 0x3FE6A09E00000000) >> 52
+    k = exponent.to(tl.float64)
+    f = (bits - (exponent << 52)).to(tl.float64, bitcast=True) - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    half = 0.5 * f * f
+    even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01))
+    odd = z * (
+        6.666666666666735130e-01
+        + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01))
+    )
+    return s * (half + even + odd) + k * 1.90821492927058770002e-10 - half + f + k * 6.93147180369123816490e-01
+
+
+@triton.jit
+def _sin_octant(x):
+    """For |x| up to pi / 4."""
+    z = x * x
+    r = 8.33333333332248946124e-03 + z * (
+        -1.98412698298579493134e-04
+        + z * (2.75573137070700676789e-06 + z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10))
+    )
+    return x + z * x * (-1.66666666666666324348e-01 + z * r)
+
+
+@triton.jit
+def _cos_octant(x):
+    """For |x| up to pi / 4."""
+    z = x * x
+    half = 0.5 * z
+    w = 1.0 - half
+    low = z * (4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 + z * 2.48015872894767294178e-05))
+    high = (
+        z
+        * z
+        * z
+        * z
+        * (-2.75573143513906633035e-07 + z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11))
+    )
+    return w + (((1.0 - w) - half) + z * (low + high))
