@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.derivatives import call
 from lsda_fast.kernels.obs_plan import ObservationPlan
-from lsda_fast.kernels.registry import Operation, call
+from lsda_fast.kernels.registry import Operation
 
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
 

@@ -13,7 +13,21 @@ from lsda_fast.kernels import native
 from lsda_fast.kernels.adam_step import adam_step
 from lsda_fast.kernels.noise import NOISE
 
-OPERATIONS = ["adam_step", "cg_step", "noise", "obs_adjoint", "obs_project", "obs_residual", "sampler_step"]
+OPERATIONS = [
+    "adam_step",
+    "cg_step",
+    "gated_residual_norm",
+    "gated_residual_norm_jvp",
+    "gated_residual_norm_vjp",
+    "noise",
+    "norm_silu",
+    "norm_silu_jvp",
+    "norm_silu_vjp",
+    "obs_adjoint",
+    "obs_project",
+    "obs_residual",
+    "sampler_step",
+]
 
 
 def noise():
