@@ -20,9 +20,10 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.derivatives import call, first_order, more_rows
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.norm_silu import PRODUCTS
-from lsda_fast.kernels.registry import Operation, call, first_order
+from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import Standard, affine
 
 __all__ = ["gated_residual_norm"]
@@ -172,9 +173,9 @@ _JVP, _VJP = first_order(JVP), first_order(VJP)
 
 
 class _Value(torch.autograd.Function):
-    generate_vmap_rule = True
     forward = staticmethod(VALUE)
     backward = staticmethod(_backward)
+    vmap = staticmethod(lambda *arguments: more_rows(_Value, *arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
-from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.head_plan import HeadPlan
+from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import transposes
 from lsda_fast.kernels.registry import Operation
 

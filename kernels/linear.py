@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsda_fast.kernels.registry import Operation, call
+from lsda_fast.kernels.derivatives import call
+from lsda_fast.kernels.registry import Operation
 
 __all__ = ["nothing", "transposes"]
 

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
+from lsda_fast.kernels.derivatives import call, first_order, more_rows
 from lsda_fast.kernels.implementations import Native
-from lsda_fast.kernels.registry import Operation, call, first_order
+from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import Standard, affine, split
 
 __all__ = ["norm_silu", "norm_silu_products"]
@@ -220,9 +221,9 @@ _JVP, _VJP = first_order(JVP), first_order(VJP)
 
 
 class _Value(torch.autograd.Function):
-    generate_vmap_rule = True
     forward = staticmethod(VALUE)
     backward = staticmethod(_backward)
+    vmap = staticmethod(lambda *arguments: more_rows(_Value, *arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native, triton
+from lsda_fast.kernels.derivatives import call
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import nothing, transposes
 from lsda_fast.kernels.obs_plan import COLUMNS, TILES, ObservationPlan
-from lsda_fast.kernels.registry import Operation, call
+from lsda_fast.kernels.registry import Operation
 
 __all__ = ["obs_adjoint", "obs_project", "obs_residual"]
 

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import KINDS, Native
 
-__all__ = ["Choice", "Operation", "call", "first_order", "kinds_on", "report", "trace", "use"]
+__all__ = ["Choice", "Operation", "kinds_on", "recorded", "report", "trace", "use"]
 
 FILES = (
     "adam_step",
@@ -92,7 +91,7 @@ class Operation:
         InputError
             A derivative is asked for that the operation does not have.
         """
-        if not self._differentiable and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(arguments)):
+        if not self._differentiable and recorded(arguments):
             raise InputError(f"{self.name} of a tensor that requires a gradient; accepted: none, or torch.no_grad()")
         return self.op(*arguments)
 
@@ -162,26 +161,9 @@ class Operation:
         return outputs
 
 
-def call(function: Any, operation: Operation, *arguments: Any) -> Any:
-    """torch.func and forward mode know the function's derivative, torch.compile the operation's, which costs less."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return function.apply(*arguments) if transformed and not torch.compiler.is_compiling() else operation(*arguments)
-
-
-def first_order(operation: Operation) -> Any:
-    """The ``torch.autograd.Function`` of an operation that is itself a derivative: to differentiate it is an error."""
-
-    def refuse(*_: Any) -> Any:
-        raise InputError(f"a derivative of {operation.name}; accepted: first derivatives")
-
-    members = {
-        "generate_vmap_rule": True,
-        "forward": staticmethod(operation),
-        "setup_context": staticmethod(lambda ctx, inputs, output: None),
-        "backward": staticmethod(refuse),
-        "jvp": staticmethod(refuse),
-    }
-    return type(operation.name, (torch.autograd.Function,), members)
+def recorded(arguments: Sequence[Any]) -> bool:
+    """Whether autograd would want a derivative."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(arguments))
 
 
 @contextmanager

@@ -50,10 +50,10 @@ class Standard(NamedTuple):
         channels = (1, 1, groups, -1) if last else (1, groups, -1, 1)
         slices = (2, 4) if last else (3, 4)
         x = split(x, a, groups, last).to(work)
-        variance, mean = torch.var_mean(x, slices, correction=0, keepdim=True)
-        scale = (variance + eps).rsqrt()
+        centred = x - x.mean(slices, True)
+        scale = (centred.square().mean(slices, True) + eps).rsqrt()
         a, b = (t.to(work).reshape(len(t), *channels) for t in (a, b))
-        return cls((x - mean) * scale, scale, a, b, slices)
+        return cls(centred * scale, scale, a, b, slices)
 
     def project(self, v: Tensor) -> Tensor:
         """P v."""

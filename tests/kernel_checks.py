@@ -10,7 +10,7 @@ from torch import Tensor
 from lsda_fast import kernels
 from lsda_fast.kernels import native
 
-__all__ = ["assert_as_accurate", "assert_bitwise_stable", "isas", "poisoned", "same_bits", "threads"]
+__all__ = ["assert_as_accurate", "assert_bitwise_stable", "flat", "isas", "poisoned", "same_bits", "threads"]
 
 Call = Callable[[], Tensor | Sequence[Tensor]]
 

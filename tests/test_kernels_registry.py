@@ -18,8 +18,21 @@ from lsda_fast.kernels.noise import NOISE
 ROOT = Path(__file__).resolve().parents[1]
 
 OPERATIONS = [
-    *("adam_step", "cg_step", "head_adjoint", "head_project", "noise"),
-    *("obs_adjoint", "obs_project", "obs_residual", "sampler_step"),
+    "adam_step",
+    "cg_step",
+    "gated_residual_norm",
+    "gated_residual_norm_jvp",
+    "gated_residual_norm_vjp",
+    "head_adjoint",
+    "head_project",
+    "noise",
+    "norm_silu",
+    "norm_silu_jvp",
+    "norm_silu_vjp",
+    "obs_adjoint",
+    "obs_project",
+    "obs_residual",
+    "sampler_step",
 ]
 
 

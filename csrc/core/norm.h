@@ -45,8 +45,9 @@ struct Piece {
   static constexpr int64_t kSlots = kColumnar ? kColumns : 1;
 
   int64_t offset, affine, segments, length, stride, width, size;  // size: elements of a slice
-  T mean[kSlots], scale[kSlots], m1[kSlots], m2[kSlots];
-  double origin[kSlots], s1[kSlots], s2[kSlots];
+  // Aligned, or GCC goes up to the first whole vector element by element.
+  alignas(64) T mean[kSlots], scale[kSlots], m1[kSlots], m2[kSlots];
+  alignas(64) double origin[kSlots], s1[kSlots], s2[kSlots];
 
   LSDA_INLINE int64_t slots() const { return kColumnar ? length : 1; }
 };

@@ -1,0 +1,55 @@
+"""Operations under torch.func: which form a call takes, products of derivatives that have none themselves, and vmap."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lsda_fast.errors import InputError
+from lsda_fast.kernels.registry import Operation, recorded
+
+__all__ = ["call", "first_order", "more_rows"]
+
+
+def call(function: Any, operation: Operation, *arguments: Any) -> Any:
+    """The operation as a ``torch.autograd.Function``, whose derivative torch.func knows; itself where that is no use.
+
+    torch.compile knows the operation's derivative alone.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() or not (transformed or recorded(arguments)):
+        return operation(*arguments)
+    return function.apply(*arguments)
+
+
+def first_order(operation: Operation) -> Any:
+    """The ``torch.autograd.Function`` of an operation on rows that is itself a derivative, and has none."""
+
+    def refuse(*_: Any) -> Any:
+        raise InputError(f"a derivative of {operation.name}; accepted: first derivatives")
+
+    members = {
+        "vmap": staticmethod(lambda *arguments: more_rows(function, *arguments)),
+        "forward": staticmethod(operation),
+        "setup_context": staticmethod(lambda ctx, inputs, output: None),
+        "backward": staticmethod(refuse),
+        "jvp": staticmethod(refuse),
+    }
+    function = type(operation.name, (torch.autograd.Function,), members)
+    return function
+
+
+def more_rows(function: Any, info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:
+    """What torch.func.vmap does with a function whose tensors all have rows first: B times as many."""
+
+    def fold(argument: Any, dim: int | None) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        rows = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+        return rows.flatten(0, 1).contiguous()
+
+    outputs = function.apply(*map(fold, arguments, dims))
+    if isinstance(outputs, Tensor):
+        return outputs.unflatten(0, (info.batch_size, -1)), 0
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in outputs), (0,) * len(outputs)

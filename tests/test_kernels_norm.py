@@ -1,0 +1,316 @@
+"""norm_silu and gated_residual_norm: C++ against plain torch, torch's own layers, derivatives, determinism."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsda_fast import kernels
+from lsda_fast.errors import InputError
+from lsda_fast.kernels import gated_residual_norm as gated
+from lsda_fast.kernels import norm_silu as norm
+from lsda_fast.kernels.gated_residual_norm import gated_residual_norm
+from lsda_fast.kernels.norm_silu import norm_silu
+
+# Rows, channels, places, groups, whether the channels lie last, and rows of a and b.
+SLICES = {
+    "tokens": (11, 160, 1, 1, True, 11),
+    "tokens of a few channels": (37, 7, 1, 1, True, 1),
+    "more than a block of tokens": (50, 301, 1, 1, True, 5),
+    "wide tokens": (3, 1500, 1, 1, True, 3),
+    "planes": (3, 24, 35, 4, False, 1),
+    "planes with modulation": (4, 6, 300, 3, False, 4),
+    "planes of more than a block": (2, 8, 1501, 2, False, 1),
+    "one place": (20, 24, 1, 3, False, 1),
+    "channels last": (3, 24, 35, 4, True, 3),
+    "one group, channels last": (2, 17, 50, 1, True, 1),
+    "many channels last": (2, 1100, 6, 4, True, 1),
+    "no member": (0, 24, 35, 4, False, 1),
+    "no place": (2, 24, 0, 4, True, 1),
+}
+
+
+def draw(*shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).float().double()
+
+
+def slices(R, C, S, groups, last, A, mean=0.0):
+    """t, x, a, b in float64, rounded to float32."""
+    shape = (R, S, C) if last else (R, C, S)
+    return draw(*shape), draw(*shape, seed=1).add(mean).float().double(), draw(A, C, seed=2), draw(A, C, seed=3)
+
+
+@pytest.mark.parametrize("case", SLICES.values(), ids=SLICES)
+@pytest.mark.parametrize("silu", [True, False])
+def test_values_and_products_are_those_of_float64(checks, case, silu):
+    *_, groups, last, _ = case
+    t, *rest = slices(*case)
+    settings = (groups, last, 1e-5, silu)
+    checks.assert_as_accurate(lambda d: norm.VALUE(*(z.to(d) for z in rest), *settings))
+    checks.assert_as_accurate(lambda d: norm.JVP(t.to(d), *(z.to(d) for z in rest), *settings))
+    checks.assert_as_accurate(lambda d: norm.VJP(t.to(d), *(z.to(d) for z in rest), *settings))
+
+
+@pytest.mark.parametrize("case", [SLICES["tokens"], SLICES["planes"], SLICES["channels last"]])
+def test_a_mean_far_from_zero_costs_nothing(checks, case):
+    *_, groups, last, _ = case
+    _, *rest = slices(*case, mean=300.0)
+    checks.assert_as_accurate(lambda d: norm.VALUE(*(z.to(d) for z in rest), groups, last, 1e-5, True))
+
+
+@pytest.mark.parametrize(("R", "C", "A"), [(11, 160, 11), (1152, 37, 4), (7, 1500, 1), (0, 8, 1)])
+@pytest.mark.parametrize("with_gate", [True, False])
+def test_the_residual_stream_is_that_of_float64(checks, R, C, A, with_gate):
+    if R % A:
+        A = 1
+    x, branch, y = (draw(R, C, seed=s) for s in range(3))
+    gate, a, b = (draw(A, C, seed=3 + s) for s in range(3))
+
+    def inputs(d, *some):
+        return [z.to(d) for z in some], gate.to(d) if with_gate else None, a.to(d)
+
+    def value(d):
+        (left, right, shift), g, scale = inputs(d, x, branch, b)
+        return gated.VALUE(left, right, g, scale, shift, 1e-5)
+
+    def product(operation):
+        def run(d):
+            three, g, scale = inputs(d, x, branch, y)
+            return operation(*three, g, scale, 1e-5)
+
+        return run
+
+    checks.assert_as_accurate(value)
+    checks.assert_as_accurate(product(gated.JVP))
+    checks.assert_as_accurate(product(gated.VJP))
+
+
+def plain_norm(x: Tensor, weight, bias, scale, shift, groups):
+    """By torch's own layers."""
+    places = (slice(None),) * 2 + (None,) * (x.ndim - 2) if groups else (slice(None),) + (None,) * (x.ndim - 2)
+    n = F.group_norm(x, groups, weight, bias) if groups else F.layer_norm(x, x.shape[-1:], weight, bias)
+    return F.silu(n * (1 + scale[places]) + shift[places])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+@pytest.mark.parametrize("groups", [None, 3], ids=["layer", "group"])
+def test_it_is_torchs_norm_with_modulation_and_its_derivatives(checks, implementation, groups):
+    checks.isas()
+    x = draw(2, 6, 4, 5) if groups else draw(2, 4, 5, 6)
+    inputs = (x, draw(6, seed=1), draw(6, seed=2), draw(2, 6, seed=3), draw(2, 6, seed=4))
+    tangents = tuple(draw(*t.shape, seed=9) for t in inputs)
+
+    def ours(x, weight, bias, scale, shift):
+        return norm_silu(x, weight, bias, groups=groups, scale=scale, shift=shift)
+
+    def theirs(*inputs):
+        return plain_norm(*inputs, groups)
+
+    with kernels.use(implementation):
+        y, pull = torch.func.vjp(ours, *inputs)
+        gradients = pull(tangents[0])
+        dy = torch.func.jvp(ours, inputs, tangents)[1]
+    expected, pull = torch.func.vjp(theirs, *inputs)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradients, pull(tangents[0]))
+    # By transposition: torch's group norm has no forward mode.
+    u = draw(*y.shape, seed=10)
+    right = sum(torch.sum(a * b) for a, b in zip(pull(u), tangents, strict=True))
+    torch.testing.assert_close(torch.sum(u * dy), right)
+
+
+def plain_gated(x, branch, gate, scale, shift):
+    y = x + gate[:, None] * branch
+    return y, F.layer_norm(y, y.shape[-1:]) * (1 + scale[:, None]) + shift[:, None]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_the_residual_stream_is_that_of_a_transformer_block(checks, implementation):
+    checks.isas()
+    inputs = (draw(2, 4, 6), draw(2, 4, 6, seed=1), *(draw(2, 6, seed=s) for s in (2, 3, 4)))
+    tangents = tuple(draw(*t.shape, seed=9 + i) for i, t in enumerate(inputs))
+
+    def ours(x, branch, gate, scale, shift):
+        return gated_residual_norm(x, branch, gate=gate, scale=scale, shift=shift)
+
+    with kernels.use(implementation):
+        value, pull = torch.func.vjp(ours, *inputs)
+        found = pull(tangents[:2]), torch.func.jvp(ours, inputs, tangents)[1]
+        one = torch.func.vjp(lambda x: ours(x, *inputs[1:])[1], inputs[0])[1](tangents[0])
+    expected, pull = torch.func.vjp(plain_gated, *inputs)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(found, (pull(tangents[:2]), torch.func.jvp(plain_gated, inputs, tangents)[1]))
+    torch.testing.assert_close(one[0], pull((torch.zeros_like(expected[0]), tangents[0]))[0])
+
+
+def calls(dtype=torch.float32):
+    """Every operation and product at a size that many threads share, as functions of members."""
+    t, x, a, b = (z.to(dtype) for z in slices(6, 32, 900, 8, False, 6))
+    side, token = t.transpose(1, 2).contiguous(), x.transpose(1, 2).reshape(-1, 1, 32)
+    rows = token[:, 0]
+
+    def per(count, *tensors):
+        return lambda m: [z.unflatten(0, (6, -1))[m].flatten(0, 1).contiguous() for z in tensors]
+
+    planes, last, tokens, stream = per(1, t, x, a, b), per(1, side, side.flip(0)), per(1, token, token.flip(0)), None
+    stream = per(1, rows, rows.flip(0), rows.flip(1))
+    affine = per(1, a, b)
+    found = {}
+    for product, operation in (("JVP", norm.JVP), ("VJP", norm.VJP), ("value", lambda t, *rest: norm.VALUE(*rest))):
+        found[f"planes {product}"] = lambda m, f=operation: f(*planes(m), 8, False, 1e-5, True)
+        found[f"last {product}"] = lambda m, f=operation: f(*last(m), *affine(m), 8, True, 1e-5, True)
+        found[f"tokens {product}"] = lambda m, f=operation: f(*tokens(m), *affine(m), 1, True, 1e-5, True)
+    for product, operation in (("JVP", gated.JVP), ("VJP", gated.VJP)):
+        found[f"stream {product}"] = lambda m, f=operation: f(*stream(m), *affine(m), 1e-5)
+    found["stream value"] = lambda m: gated.VALUE(*stream(m)[:2], affine(m)[0], *affine(m), 1e-5)
+    return found
+
+
+ALL = list(range(6))
+
+
+@pytest.mark.parametrize("name", calls())
+def test_the_same_bits_every_time_on_any_number_of_threads_in_any_company(checks, name):
+    call = calls()[name]
+    checks.assert_bitwise_stable(lambda: call(ALL), repeats=40)
+    with kernels.use("cpu"):
+        whole = checks.flat(call(ALL))
+        for some in ([0], [5], [4, 1, 3]):
+            for part, full in zip(checks.flat(call(some)), whole, strict=True):
+                assert checks.same_bits(part, full.unflatten(0, (6, -1))[some].flatten(0, 1))
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adjoint_identity(checks, dtype, last):
+    checks.isas()
+    u, x, a, b = (z.to(dtype) for z in slices(4, 24, 900, 8, last, 4))
+    v = draw(*u.shape, seed=7).to(dtype)
+    with kernels.use("cpu"):
+        forward = norm.JVP(v, x, a, b, 8, last, 1e-5, True)
+        back = norm.VJP(u, x, a, b, 8, last, 1e-5, True)
+    left, right = torch.sum(u.double() * forward.double()), torch.sum(v.double() * back.double())
+    assert abs(left - right) <= torch.finfo(dtype).eps * torch.sum((u * forward).double().abs())
+
+
+def test_channels_last_stays_so_and_gives_the_same(checks):
+    checks.isas()
+    x, v = draw(2, 24, 5, 7), draw(2, 24, 5, 7, seed=1)
+    weight, bias = draw(24, seed=2), draw(24, seed=3)
+
+    def call(x):
+        return norm_silu(x, weight, bias, groups=4)
+
+    expected = torch.func.jvp(call, (x,), (v,))
+    x, v = (t.contiguous(memory_format=torch.channels_last) for t in (x, v))
+    with kernels.trace() as taken:
+        found = torch.func.jvp(call, (x,), (v,))
+    assert {choice.implementation for choice in taken} == {"cpu"}
+    torch.testing.assert_close(found, expected)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in found)
+
+
+def test_any_strides(checks):
+    x, branch = draw(4, 12, 6), draw(4, 12, 6, seed=1)
+    wide = torch.full((4, 12, 12), torch.nan, dtype=torch.float64)
+    wide[..., ::2] = x
+    for view in (wide[..., ::2], x.mT.contiguous().mT):
+        torch.testing.assert_close(norm_silu(view), norm_silu(x))
+        torch.testing.assert_close(norm_silu(view, groups=3), norm_silu(x, groups=3))
+        torch.testing.assert_close(gated_residual_norm(branch, view), gated_residual_norm(branch, x))
+
+
+def test_bfloat16_is_computed_in_float32(checks):
+    x = draw(3, 50, 64).bfloat16()
+    exact = F.silu(F.layer_norm(x.double(), (64,)))
+    y = norm_silu(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, F.silu(F.layer_norm(x.float(), (64,))).bfloat16())
+    assert (y.double() - exact).abs().max() <= (F.silu(F.layer_norm(x, (64,))).double() - exact).abs().max()
+    v = draw(3, 50, 64, seed=1).bfloat16()
+    assert torch.func.jvp(norm_silu, (x,), (v,))[1].dtype == torch.bfloat16
+    y, n = gated_residual_norm(x, v, gate=v[:, 0])
+    assert (y.dtype, n.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_derivatives_in_every_mode(checks, implementation):
+    checks.isas()
+    x, branch, gate = (z.requires_grad_() for z in (draw(2, 3, 4), draw(2, 3, 4, seed=1), draw(2, 4, seed=2)))
+    with kernels.use(implementation):
+        for call, inputs in (
+            (lambda x, s: norm_silu(x, groups=3, shift=s[:, :3]), (x, gate)),
+            (lambda x, s: norm_silu(x, scale=s), (x, gate)),
+            (lambda x, b, g: gated_residual_norm(x, b, gate=g, scale=g), (x, branch, gate)),
+        ):
+            assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_a_jacobian_by_vmap(checks):
+    x, branch = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+
+    def ours(x):
+        return gated_residual_norm(norm_silu(x), branch)[1]
+
+    def theirs(x):
+        return F.layer_norm(F.silu(F.layer_norm(x, (4,))) + branch, (4,))
+
+    torch.testing.assert_close(torch.func.jacrev(ours)(x), torch.func.jacrev(theirs)(x))
+    torch.testing.assert_close(torch.func.jacfwd(ours)(x), torch.func.jacrev(theirs)(x))
+
+
+@pytest.mark.parametrize("call", [lambda x: norm_silu(x).sum(), lambda x: gated_residual_norm(x, x)[1].square().sum()])
+def test_a_second_derivative_is_refused(call):
+    x = draw(2, 3, 4)
+    for second in (torch.func.hessian, lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())):
+        with pytest.raises(InputError, match=r"a derivative of .*_vjp; accepted: first derivatives"):
+            second(call)(x)
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(call(point), point, create_graph=True)
+    with pytest.raises(InputError, match=r"_vjp; accepted: first derivatives"):
+        gradient.sum().backward()
+
+
+def test_registration(checks):
+    t, *rest = slices(4, 6, 5, 3, False, 2)
+    settings = (3, False, 1e-5, True)
+    quick = ("test_schema", "test_faketensor")
+    torch.library.opcheck(norm.JVP.op, (t, *rest, *settings), test_utils=quick)
+    torch.library.opcheck(norm.VJP.op, (t, *rest, *settings), test_utils=quick)
+    torch.library.opcheck(norm.VALUE.op, (*(z.requires_grad_() for z in rest), *settings))
+    x, y, u = (draw(4, 6, seed=s) for s in range(3))
+    gate, a, b = (draw(2, 6, seed=s) for s in range(3))
+    torch.library.opcheck(gated.JVP.op, (x, y, u, gate, a, 1e-5), test_utils=quick)
+    torch.library.opcheck(gated.VJP.op, (x, y, u, None, a, 1e-5), test_utils=quick)
+    torch.library.opcheck(gated.VALUE.op, (*(z.requires_grad_() for z in (x, y, gate, a, b)), 1e-5))
+
+
+def test_compiled_whole(checks):
+    x, branch, gate = draw(2, 5, 8), draw(2, 5, 8, seed=1), draw(2, 8, seed=2)
+
+    def cost(x):
+        y, n = gated_residual_norm(norm_silu(2.0 * x, groups=5), branch, gate=gate)
+        return (y * n).sum()
+
+    point = x.clone().requires_grad_()
+    compiled = torch.compile(cost, backend="aot_eager", fullgraph=True)
+    (gradient,) = torch.autograd.grad(compiled(point), point)
+    torch.testing.assert_close(gradient, torch.func.grad(cost)(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: norm_silu(x, groups=4), r"\(2, 6, 5\); accepted: \(members, a multiple of 4 channels, ...\)"),
+        (lambda x: norm_silu(x[0, 0]), r"\(5,\); accepted: \(members, ..., channels\)"),
+        (lambda x: norm_silu(x, torch.ones(6)), r"weight \(6,\); accepted: \(5,\)"),
+        (lambda x: norm_silu(x, groups=3, scale=torch.ones(2, 5)), r"scale \(2, 5\); accepted: \(2, 6\)"),
+        (lambda x: gated_residual_norm(x, x[:1]), r"\(2, 6, 5\) and \(1, 6, 5\); accepted: \(members"),
+        (lambda x: gated_residual_norm(x, x, gate=torch.ones(5)), r"gate \(5,\); accepted: \(2, 5\)"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    with pytest.raises(InputError, match=message):
+        call(torch.zeros(2, 6, 5))
