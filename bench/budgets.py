@@ -35,9 +35,10 @@ def signatures() -> dict[str, Signature]:
     """All of them, by operation and variant."""
     registry.report()
     return {
-        f"{operation} {variant}": signature
-        for operation in sorted(registry.OPERATIONS)
-        for variant, signature in import_module(f"lsda_fast.kernels.triton.{operation}").SIGNATURES.items()
+        f"{name} {variant}": signature
+        for name, operation in sorted(registry.OPERATIONS.items())
+        if "triton" in operation.natives
+        for variant, signature in import_module(f"lsda_fast.kernels.triton.{name}").SIGNATURES.items()
     }
 
 

@@ -26,9 +26,11 @@ from lsda_fast.kernels import native
 from lsda_fast.models import build_autoencoder
 from lsda_fast.models.observed import HeadedDecoder
 from lsda_fast.observations.operators import StencilOperator
-from lsda_fast.prior import Linearization, observe
+from lsda_fast.prior import Derivative, Differentiable, Linearization, observe
 
 Decode = Callable[[Tensor], Tensor]
+ITSELF = Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
+
 Pair = tuple[Decode, Decode, tuple[int, ...], tuple[int, int, int]]
 VIT = {
     "shape": (69, 64, 128),
@@ -60,7 +62,7 @@ def decoders() -> dict[str, Pair]:
     """Plain, with head, shape of the latent, shape of the state."""
     package = built_in_package()
     x_b = package.normalize(package.layout.to_array(demo_case(package, 0)[1]))
-    plain, headed = package.prior(x_b), package.prior(x_b, head=True)
+    plain, headed = package.prior(x_b), package.prior(x_b, fused=True)
     assert plain.tangent is not None
     assert headed.tangent is not None
     sizes = package.latent_shape, package.layout.shape
@@ -69,7 +71,7 @@ def decoders() -> dict[str, Pair]:
     return {
         "built-in": (plain.decode, headed.decode, *sizes),
         "its stand-in": (plain.tangent(Counter()), headed.tangent(Counter()), *sizes),
-        "vit": (vit.decode, HeadedDecoder(vit.decode, vit.features, vit.heads()), vit.latent_shape, vit.shape),
+        "vit": (vit.decode, HeadedDecoder(vit, ITSELF, products=True), vit.latent_shape, vit.shape),
     }
 
 
@@ -102,7 +104,7 @@ def case(pair: Pair, fraction: float, members: int, repeats: int, clock: Callabl
     whole, head = (f(z) for f in observed.values())
 
     def gradient(f: Decode) -> Linearization:
-        linear = Linearization(f, z, Counter(), "")
+        linear = Linearization.of(f, z, Counter(), "")
         linear.vjp(linear.value)
         return linear
 

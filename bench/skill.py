@@ -23,7 +23,7 @@ from lsda_fast.package import Package
 from lsda_fast.twin import column_observations, perturbed
 from lsda_fast.verification import Scores, paired_bootstrap
 
-LO = LatentOptimization(GaussNewton(outer=1, cg=2, halvings=0, precondition=20))
+LO = LatentOptimization(GaussNewton(outer=1, cg=3, halvings=0, precondition=10))
 METHODS: dict[str, tuple[Guidance, int, bool]] = {
     "ObsFree": (ObsFree(), 8, True),
     "Repaint": (Repaint(), 16, True),

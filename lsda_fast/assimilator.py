@@ -17,6 +17,7 @@ import xarray as xr
 from lsda_fast.analysis import Analysis, departure_table
 from lsda_fast.datasets import canonical
 from lsda_fast.diffusion.solvers import Langevin, Solver
+from lsda_fast.engine.backend import choose_backend
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.forecast import select_time
 from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
@@ -49,8 +50,8 @@ class Assimilator:
         The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
     representativeness : bool
         Whether R includes the autoencoder's reconstruction error.
-    head : bool
-        See ``Package.prior``.
+    backend : {"auto", "reference", "fused"}
+        See ``engine.backend``; ``assimilator.backend`` says which was taken, and why.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class Assimilator:
         block: int | None = None,
         correction: bool = True,
         representativeness: bool = True,
-        head: bool = False,
+        backend: str = "auto",
     ) -> None:
         self.package, self.correction, self.representativeness = package, correction, representativeness
-        self.head = head
+        self.backend = choose_backend(backend, package)
         if block is None:
             block = 16 if package.latent_shape[-1] == 1 else 4
         self.sampler = Sampler(
@@ -130,7 +131,7 @@ class Assimilator:
         season = None
         if "time" in background.coords:
             season = torch.from_numpy(calendar(np.array([background["time"].values])))
-        prior = package.prior(x_b, calendar=season, correction=self.correction, head=self.head)
+        prior = package.prior(x_b, calendar=season, correction=self.correction, fused=self.backend.name == "fused")
         samples = self.sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step)
         with torch.no_grad():
             x_a = torch.cat([prior.decode(z[None]) for z in samples.z])
@@ -142,6 +143,7 @@ class Assimilator:
             "source": "lsda_fast analysis",
             "seed": seed,
             "settings": repr(self.sampler.guidance),
+            "backend": self.backend.name,
             "noise_levels": self.sampler.steps,
             "members_in_a_block": self.sampler.block,
         }

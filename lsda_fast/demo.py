@@ -31,7 +31,7 @@ METHODS: Mapping[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 8),
     "Repaint": (Repaint(), 16),
     "DPS": (DPS(), 12),
-    "LO-SDA": (LatentOptimization(GaussNewton(outer=1, cg=2, halvings=0, precondition=20)), 2),
+    "LO-SDA": (LatentOptimization(GaussNewton(outer=1, cg=3, halvings=0, precondition=10)), 2),
 }
 SHOWN = ("z500", "t850", "u300", "q850", "sp")
 Progress = Callable[[str, int, int, dict[str, Any]], None]

@@ -101,10 +101,10 @@ def analysed(
     return run(background(), Observations.from_frame(frame), members=2)
 
 
-@pytest.mark.parametrize("head", [False, True])
-def test_the_mean_is_optimal_interpolation(head: bool) -> None:
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_the_mean_is_optimal_interpolation(backend: str) -> None:
     frame = table()
-    result = analysed(frame, guidance=EXACT, head=head)
+    result = analysed(frame, guidance=EXACT, backend=backend)
     operator = ObservationOperator.stations(Observations.from_frame(frame), LAYOUT, NORMALIZATION)
     H = torch.zeros(operator.size, SIZE).scatter_add_(1, operator.index, operator.weight)
     variance = torch.tensor(np.tile([100.0, 0.8, 100.0], 12)) ** 2  # 1 hPa is 100 Pa

@@ -173,7 +173,7 @@ def test_a_package_observes_through_its_head_when_asked(whitened):
     mask = torch.rand(H, W, generator=torch.Generator().manual_seed(3)) < 0.02
     operator = ObservationOperator.mask(mask, package.layout.shape, package.normalization)
     x_b = torch.randn(C, H, W, generator=torch.Generator().manual_seed(4))
-    plain, fast = package.prior(x_b), package.prior(x_b, head=True)
+    plain, fast = package.prior(x_b), package.prior(x_b, fused=True)
     z = torch.randn(2, *package.latent_shape, generator=torch.Generator().manual_seed(5))
     for own in (lambda prior: prior.decode, lambda prior: prior.tangent(prior.evaluations)):
         expected, value = (observe(own(prior), operator)(z) - operator.offset for prior in (plain, fast))

@@ -12,20 +12,24 @@ __all__ = ["normals"]
 
 @triton.jit
 def normals(first, seed, step, member, stream, COUNT: tl.constexpr, REAL: tl.constexpr):
-    """Elements [first, first + COUNT) of a member's noise, rounded to REAL; first is a multiple of 4."""
+    """Elements [first, first + COUNT) of a member's noise, rounded to REAL; first is a multiple of 4.
+
+    Bit 32 of the member negates it.
+    """
     block = (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
     zero = tl.zeros([COUNT // 4], tl.uint32)
     words = tl.philox(seed, block, zero + step.to(tl.uint32), zero + member.to(tl.uint32), zero + stream.to(tl.uint32))
-    a, b = _box_muller(words[0], words[1])
-    c, d = _box_muller(words[2], words[3])
+    sign = 1.0 - 2.0 * ((member >> 32) & 1).to(tl.float64)
+    a, b = _box_muller(words[0], words[1], sign)
+    c, d = _box_muller(words[2], words[3], sign)
     even = tl.interleave(a.to(REAL), c.to(REAL))
     return tl.interleave(even, tl.interleave(b.to(REAL), d.to(REAL)))
 
 
 @triton.jit
-def _box_muller(radial, angular):
+def _box_muller(radial, angular, sign):
     u = (radial.to(tl.float64) + 0.5) * 2.3283064365386963e-10
-    radius = tl.sqrt(-2.0 * _log_below_one(u))
+    radius = sign * tl.sqrt(-2.0 * _log_below_one(u))
     quarter = (angular + 536870912) >> 30
     rest = (angular - (quarter << 30)).to(tl.int32, bitcast=True)
     x = (rest.to(tl.float64) + 0.5) * 2.3283064365386963e-10 * 6.28318530717958647692

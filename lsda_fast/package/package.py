@@ -148,7 +148,7 @@ class Package:
         return np.asarray(self.normalization.denormalize(x.detach().cpu().float().numpy()))
 
     def prior(
-        self, background: Tensor, *, calendar: Tensor | None = None, correction: bool = True, head: bool = False
+        self, background: Tensor, *, calendar: Tensor | None = None, correction: bool = True, fused: bool = False
     ) -> Prior:
         """The prior p(z | z_b) of one analysis.
 
@@ -161,16 +161,16 @@ class Package:
         correction : bool
             Whether the learned denoiser is used. Without, the prior is the linear-Gaussian one of the whitening
             alone, and the analysis is 3D-Var in the latent (whitened packages only).
-        head : bool
-            Whether observations are taken through the decoder's head, where it has one, without forming the state
-            (``models.head``): the same to rounding.
+        fused : bool
+            Whether observations are taken through the decoder's head without forming the state (``models.observed``),
+            with derivatives written out by hand, and networks run through the fused norms: the same to rounding.
 
         Raises
         ------
         InputError
             A background of another shape, or ``correction=False`` for a package without whitening.
         """
-        return analysis_prior(self, background, calendar=calendar, correction=correction, head=head)
+        return analysis_prior(self, background, calendar=calendar, correction=correction, fused=fused)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write the package; an existing one is replaced only when the new one is whole.

@@ -19,6 +19,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import FullWhitening, Whitening
 from lsda_fast.models.decoder_derivatives import has_derivatives
+from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.observed import HeadedDecoder
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.package.external import External
@@ -37,7 +38,7 @@ def analysis_prior(
     *,
     calendar: Tensor | None = None,
     correction: bool = True,
-    head: bool = False,
+    fused: bool = False,
 ) -> Prior:
     """The prior of one analysis; see ``Package.prior``."""
     z_b = _background_latent(package, background)
@@ -48,12 +49,12 @@ def analysis_prior(
     common: dict[str, Any] = {
         "schedule": package.schedule,
         "latent_shape": package.latent_shape,
-        "denoise": _denoise(package, z_b, calendar) if correction else _linear_gaussian,
-        "tangent": _tangent(package, z_b, head),
+        "denoise": _denoise(package, z_b, calendar, fused) if correction else _linear_gaussian,
+        "tangent": _tangent(package, z_b, fused),
         "dtype": package.dtype,
         "device": package.device,
     }
-    return (_whitened if package.whitened else _plain)(package, z_b, common, head)
+    return (_whitened if package.whitened else _plain)(package, z_b, common, fused)
 
 
 def _background_latent(package: "Package", background: Tensor) -> Tensor:
@@ -69,9 +70,9 @@ def _background_latent(package: "Package", background: Tensor) -> Tensor:
     )
 
 
-def _decoder(model: Any, latent: Differentiable, head: bool) -> Callable[[Tensor], Tensor]:
+def _decoder(model: Any, latent: Differentiable, fused: bool) -> Callable[[Tensor], Tensor]:
     """The model's decoder after the map from the sampler's variable to its latent; with its heads if asked."""
-    if not head or not hasattr(model, "heads"):
+    if not fused or not hasattr(model, "heads"):
         return lambda u: model.decode(latent(u))
     return HeadedDecoder(model, latent, has_derivatives(model))
 
@@ -87,24 +88,24 @@ def _latent(package: "Package", z_b: Tensor | None = None) -> Differentiable:
     return Differentiable(forward, lambda u: Derivative(forward(u), whitening.color, whitening.color_adjoint))
 
 
-def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) -> Prior:
+def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any], fused: bool) -> Prior:
     autoencoder, whitening = package.autoencoder, package.modules["whitening"]
     assert isinstance(whitening, Whitening)
     return Prior(
-        decode=_decoder(autoencoder, _latent(package, z_b), head),
+        decode=_decoder(autoencoder, _latent(package, z_b), fused),
         encode=lambda x: whitening.whiten(autoencoder.encode(x) - z_b),
         variance=torch.ones(package.latent_shape, dtype=package.dtype, device=package.device),
         **common,
     )
 
 
-def _plain(package: "Package", z_b: Tensor, common: dict[str, Any], head: bool) -> Prior:
+def _plain(package: "Package", z_b: Tensor, common: dict[str, Any], fused: bool) -> Prior:
     autoencoder, whitening = package.autoencoder, package.modules.get("whitening")
     covariance = None
     if isinstance(whitening, FullWhitening):
         covariance = EigenCovariance(whitening.vectors, whitening.variance)
     return Prior(
-        decode=_decoder(autoencoder, _latent(package), head),
+        decode=_decoder(autoencoder, _latent(package), fused),
         encode=autoencoder.encode,
         covariance=covariance,
         variance=_variance(whitening, package.latent_shape),
@@ -123,19 +124,23 @@ def _variance(whitening: nn.Module | None, latent_shape: tuple[int, ...]) -> Ten
     return std.square().expand(latent_shape).clone() if isinstance(std, Tensor) else None
 
 
-def _denoise(package: "Package", z_b: Tensor, calendar: Tensor | None) -> Callable[[Tensor, Level], Tensor]:
+def _denoise(
+    package: "Package", z_b: Tensor, calendar: Tensor | None, fused: bool
+) -> Callable[[Tensor, Level], Tensor]:
     """E[z | z_t, z_b] by the package's denoiser."""
+    network = package.modules["denoiser"]
+    if fused:
+        network = fused_network(network)
 
     def denoise(z_t: Tensor, level: Level) -> Tensor:
         season = None if calendar is None else calendar.to(z_t).expand(len(z_t), -1)
-        F = _predict(package, z_t, level, z_b.expand(len(z_t), *z_b.shape[1:]), season)
+        F = _predict(network, z_t, level, z_b.expand(len(z_t), *z_b.shape[1:]), season)
         return to_clean(package.prediction, F, z_t, level)
 
     return denoise
 
 
-def _predict(package: "Package", z_t: Tensor, level: Level, z_b: Tensor, calendar: Tensor | None) -> Tensor:
-    denoiser = package.modules["denoiser"]
+def _predict(denoiser: nn.Module, z_t: Tensor, level: Level, z_b: Tensor, calendar: Tensor | None) -> Tensor:
     if isinstance(denoiser, External):
         return denoiser(z_t, torch.full((len(z_t),), level.t, dtype=z_t.dtype, device=z_t.device), z_b)
     return denoiser(z_t, level, z_b, calendar)
@@ -147,7 +152,7 @@ def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
 
 
 def _tangent(
-    package: "Package", z_b: Tensor, head: bool
+    package: "Package", z_b: Tensor, fused: bool
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
     """The decoder's stand-in around a background latent, fitted when first asked for."""
     (_, H, W), whitening = package.layout.shape, package.modules.get("whitening")
@@ -167,7 +172,7 @@ def _tangent(
             fitted = PatchTangent(
                 package.autoencoder.decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles
             )
-            made.append(_decoder(fitted, _latent(package), head))
+            made.append(_decoder(fitted, _latent(package), fused))
         return made[0]
 
     return make

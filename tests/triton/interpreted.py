@@ -103,7 +103,7 @@ def test_derivatives():
 
 @pytest.mark.parametrize("size", [1, 3, 4, 1025])
 def test_noise_has_the_bits_of_cpp(checks, size):
-    members = torch.tensor([0, 17, 2**32 - 1])
+    members = torch.tensor([0, 17, 2**32 - 1, 2**32 + 17])
     counter = (size, signed(SEED), 3, 2**32 - 1)
     for dtype in (torch.float32, torch.float64):
         with kernels.use("triton"), checks.poisoned():

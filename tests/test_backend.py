@@ -1,0 +1,79 @@
+"""The fused backend gives the reference's analyses, and the choice between them is said."""
+
+import numpy as np
+import pytest
+import torch
+
+from lsda_fast.assimilator import Assimilator
+from lsda_fast.demo import built_in_package, demo_case
+from lsda_fast.engine.backend import choose_backend
+from lsda_fast.errors import InputError
+from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
+from lsda_fast.kernels import native
+from lsda_fast.package import Package
+from lsda_fast.twin import column_observations
+
+GUIDANCES = {
+    "gauss_newton": LatentOptimization(GaussNewton(outer=1, cg=2, halvings=0)),
+    "preconditioned": LatentOptimization(GaussNewton(outer=1, cg=1, halvings=0, precondition=6)),
+    "adam": LatentOptimization(Adam(steps=3)),
+    "lbfgs": LatentOptimization(LBFGS(steps=2)),
+    "tweedie": LatentOptimization(GaussNewton(outer=1, cg=2), prior_covariance="tweedie", lanczos=2),
+    "mmps": MMPS(iterations=2),
+    "dps": DPS(),
+    "repaint": Repaint(),
+    "none": ObsFree(),
+}
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    return built_in_package()
+
+
+@pytest.fixture(scope="module")
+def case(package):
+    truth, background = demo_case(package, 0)
+    x = package.layout.to_array(truth)
+    observations = column_observations(x, package.layout, fraction=0.01, std=package.observation_std, seed=0)
+    return background, observations
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_fused_is_the_reference(package, case, name):
+    ensembles = []
+    for backend in ("reference", "fused"):
+        assimilate = Assimilator(package, GUIDANCES[name], steps=2, block=2, backend=backend)
+        ensembles.append(package.layout.to_array(assimilate(*case, members=2).analysis))
+    reference, fused = ensembles
+    error = np.abs(fused - reference) / np.asarray(package.normalization.std)[:, None, None]
+    assert error.max() < 1e-4 * np.abs(reference / np.asarray(package.normalization.std)[:, None, None]).max()
+    assert error.max() < 2e-3
+
+
+def test_members_are_the_same_under_any_chunking(package, case):
+    assimilate = Assimilator(package, GUIDANCES["gauss_newton"], steps=2, block=2, backend="fused")
+    everyone, some = (assimilate(*case, members=m, recenter=False).analysis for m in (4, [3]))
+    xr_all, xr_some = package.layout.to_array(everyone), package.layout.to_array(some)
+    assert np.array_equal(xr_all[3], xr_some[0])
+
+
+def test_the_choice_and_its_reason(package, monkeypatch):
+    assert choose_backend("auto", package).name == "fused"
+    assert choose_backend("reference", package) == ("reference", "asked for")
+    monkeypatch.setattr(native, "load", lambda: native.Module(None, "not built"))
+    assert choose_backend("auto", package) == ("reference", "no C++ kernels: not built")
+    with pytest.raises(InputError, match="backend 'fastest' is unknown; accepted: auto, reference, fused"):
+        choose_backend("fastest", package)
+
+
+def test_a_decoder_of_the_user_is_not_fused(package):
+    class Own(torch.nn.Module):
+        pass
+
+    other = Package.__new__(Package)
+    other.__dict__.update(package.__dict__)
+    other.__dict__["modules"] = {**package.modules, "autoencoder": Own()}
+    assert choose_backend("auto", other) == ("reference", "the derivatives of Own are not written out")
+    with pytest.raises(InputError, match="backend 'fused': the derivatives of Own are not written out"):
+        choose_backend("fused", other)
