@@ -12,7 +12,6 @@ from lsda_fast.models import (
     ConvolutionalAutoencoder,
     EnsembleDenoiser,
     Forecaster,
-    LinearAutoencoder,
     ResidualAutoencoder,
     TransformerDenoiser,
     ViTAutoencoder,
