@@ -20,7 +20,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE) tests/cpp/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) tests/cpp/*
 
 # The generator behind the built-in package, apart: 1.6 GB of JAX.
 nature-env: $(NATURE)/.installed

@@ -3,50 +3,14 @@
 // and undefined-behaviour sanitizers by tests/test_kernels_sanitizer.py. Says "ok" and returns 0, or what went wrong.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <memory>
-#include <random>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
+#include "norms.h"
 
 namespace {
-
-std::mt19937_64 generator(0);
-
-void expect(bool right, const char* what) {
-  if (right) return;
-  std::printf("%s is wrong on instruction set %d\n", what, static_cast<int>(lsda::current_isa));
-  std::exit(1);
-}
-
-// Memory of its own for every vector, so that a step outside is seen; outputs begin as NaN.
-template <class T>
-struct Block {
-  explicit Block(int64_t n, T value = std::numeric_limits<T>::quiet_NaN())
-      : size(n), data(new T[static_cast<size_t>(n)]) {
-    for (int64_t i = 0; i < n; ++i) data[i] = value;
-  }
-  T& operator[](int64_t i) { return data[i]; }
-  T* get() { return data.get(); }
-  int64_t size;
-  std::unique_ptr<T[]> data;
-};
-
-template <class T>
-Block<T> random(int64_t n) {
-  std::normal_distribution<double> normal;
-  Block<T> block(n);
-  for (int64_t i = 0; i < n; ++i) block[i] = static_cast<T>(normal(generator));
-  return block;
-}
-
-template <class T>
-bool close(T a, double b, double scale = 1.0) {
-  return std::abs(static_cast<double>(a) - b) <= 64 * std::numeric_limits<T>::epsilon() * (scale + std::abs(b));
-}
 
 // One tile suffices for the layout of the transpose: cells in order, entries of a cell in columns.
 template <class T>
@@ -292,6 +256,7 @@ void everything(int threads) {
   conjugate_gradients<T>(1, 100000, threads);
   conjugate_gradients<T>(0, 10, threads);
   adam<T>(100000, threads);
+  normalisations<T>(threads);
   adam<T>(0, threads);
 }
 
