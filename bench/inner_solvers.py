@@ -77,7 +77,7 @@ def main() -> None:
     e = torch.randn(arguments.members, len(likelihood.y), generator=torch.Generator().manual_seed(0))
     preconditioned = [(3, n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)] + [(2, n) for n in (1, 2, 3, 4, 6, 8, 10)]
     solvers: dict[str, list[InnerSolver]] = {
-        "GaussNewton": [GaussNewton(outer, n, 0, precondition=20) for outer, n in preconditioned],
+        "GaussNewton": [GaussNewton(outer, n, 0, precondition=10) for outer, n in preconditioned],
         "GaussNewton, not preconditioned": [GaussNewton(3, n, 0) for n in (4, 8, 12, 16, 20, 24, 30)],
         "LBFGS": [LBFGS(steps=100, history=20)],
         "Adam": [Adam(steps=arguments.adam_steps, lr=rate) for rate in RATES],

@@ -85,9 +85,13 @@ def optional_packages() -> list[Row]:
 
 def backends() -> list[Row]:
     """Which backends there are."""
+    from lsda_fast.kernels import native
+
+    missing = native.load().missing
+    taken = f"in plain torch, without C++ kernels ({missing}); not taken by itself" if missing else "the CPU's default"
     return [
-        Row("backend reference", "available", "plain torch, the default"),
-        Row("backend fused", "not built in this version"),
+        Row("backend reference", "available", "plain torch and autograd"),
+        Row("backend fused", "available", taken),
         Row("backend onnx", "not built in this version"),
     ]
 

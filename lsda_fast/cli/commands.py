@@ -103,6 +103,7 @@ def assimilate(
     start: Annotated[float, typer.Option(help="Time of the first level; below 1 starts from the background.")] = 1.0,
     correction: Annotated[bool, typer.Option(help="The learned prior, or its linear-Gaussian part alone.")] = True,
     report: Annotated[Path | None, typer.Option(help="Folder for maps and statistics.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, reference or fused: the same analysis to rounding.")] = "auto",
     device: Device = "auto",
 ) -> None:
     """Assimilate observations into a background."""
@@ -123,6 +124,7 @@ def assimilate(
         steps=steps,
         start=start,
         correction=correction,
+        backend=backend,
     )
     state = select_time(open_states(background), time)
     table = Observations.read(observations)
@@ -139,7 +141,8 @@ def assimilate(
     paths = result.save(output)
     used = result.departures[result.departures["used"]]
     say(
-        f"{paths[0]}: {members} members, {len(used)} of {len(result.departures)} observations, {result.seconds:.1f} s; "
+        f"{paths[0]}: {members} members, {len(used)} of {len(result.departures)} observations, {result.seconds:.1f} s, "
+        f"backend {assimilator.backend.name} ({assimilator.backend.reason}); "
         f"departures in {paths[1]}"
     )
     if report is not None:
