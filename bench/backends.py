@@ -1,0 +1,114 @@
+"""Whole LO-SDA analyses of the built-in package: the fused backend against the reference, as it is and at its best.
+
+Same background, observations and members for all; the reference in torch's usual memory format, with channels last,
+and with value, VJP and JVP of the observed decoder compiled by torch.compile. Each runs once to warm up (to compile),
+then in turns; a row has the shortest time, its ratio to that of the fused backend, and the largest difference between
+the two analyses in units of each channel's standard deviation.
+
+    python bench/backends.py --output bench/results/backends.jsonl
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsda_fast.assimilator import Assimilator
+from lsda_fast.demo import METHODS, built_in_package, demo_case
+from lsda_fast.prior import Derivative, Differentiable, Prior
+from lsda_fast.sampler import Sampler
+from lsda_fast.twin import column_observations
+
+
+def compiled(function: Callable[[Tensor], Tensor]) -> Differentiable:
+    """The function with value, VJP and JVP by torch.compile."""
+    value = torch.compile(function, dynamic=False)
+    jvp = torch.compile(lambda z, v: torch.func.jvp(function, (z,), (v,))[1], dynamic=False)
+
+    def derivative(z: Tensor) -> Derivative:
+        with torch.enable_grad():
+            point = z.detach().requires_grad_(True)
+            y = value(point)
+        vjp = lambda u: torch.autograd.grad(y, point, u, retain_graph=True)[0]  # noqa: E731
+        return Derivative(y.detach(), lambda v: jvp(z, v), vjp)
+
+    return Differentiable(value, derivative)
+
+
+def compile_decoder(prior: Prior, operator: Any) -> Prior:
+    """The prior whose observed decoder is compiled."""
+
+    class Decoder:
+        own = compiled(prior.observe(operator))
+        observe = lambda self, _: self.own  # noqa: E731
+        __call__ = lambda self, z: prior.decode(z)  # noqa: E731
+
+    return replace(prior, decode=Decoder())
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, nargs="+", default=(4, 16))
+    parser.add_argument("--fractions", type=float, nargs="+", default=(0.01, 0.05))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, minutes")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    package = built_in_package()
+    truth, background = demo_case(package, 0)
+    x = package.layout.to_array(truth)
+    x_b = package.normalize(package.layout.to_array(background))
+    guidance, steps = METHODS["LO-SDA"]
+    rows: list[dict[str, Any]] = []
+    for fraction in arguments.fractions:
+        observations = column_observations(x, package.layout, fraction=fraction, std=package.observation_std, seed=0)
+        for members in arguments.members:
+            likelihood = Assimilator(package).likelihood(observations)[1]
+            plain = package.prior(x_b)
+            priors = {"fused": package.prior(x_b, fused=True), "reference": plain, "reference, channels last": plain}
+            if arguments.compile:
+                priors["reference, compiled"] = compile_decoder(plain, likelihood.operator)
+            seconds: dict[str, float] = {}
+            analyses: dict[str, np.ndarray] = {}
+            for round_ in range(arguments.rounds + 1):
+                for name, prior in priors.items():
+                    last = torch.channels_last if "last" in name else torch.contiguous_format
+                    package.autoencoder.to(memory_format=last)
+                    begin = time.perf_counter()
+                    z = Sampler(guidance, steps=steps, block=4)(prior, likelihood, members=members, seed=0).z
+                    spent = time.perf_counter() - begin
+                    analyses[name] = torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
+                    if round_:
+                        seconds[name] = min(seconds.get(name, np.inf), spent)
+            package.autoencoder.to(memory_format=torch.contiguous_format)
+            for name, best in seconds.items():
+                rows.append(
+                    {
+                        "bench": "backends",
+                        "observed": fraction,
+                        "members": members,
+                        "backend": name,
+                        "seconds": round(best, 3),
+                        "over_fused": round(best / seconds["fused"], 2),
+                        "difference": float(np.abs(analyses[name] - analyses["fused"]).max()),
+                        "threads": torch.get_num_threads(),
+                        "torch": torch.__version__,
+                    }
+                )
+                print(rows[-1], flush=True)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
