@@ -186,13 +186,14 @@ class ZonalWhitening(Whitening):
         M, channels, rows, _ = x.shape
         re = (x @ self.cosine).reshape(M, channels * rows, -1).permute(2, 1, 0)
         im = (x @ self.sine).reshape(M, channels * rows, -1).permute(2, 1, 0).neg()
-        V_re, V_im = self.real, self.imaginary
-        a = V_re.mT @ re + V_im.mT @ im
-        b = V_re.mT @ im - V_im.mT @ re
         floor = self.floor[:, None, None] ** power
         gain = self.variance[:, :, None] ** power - floor
-        a, b = gain * a, gain * b
-        re, im = floor * re + V_re @ a - V_im @ b, floor * im + V_re @ b + V_im @ a
+        # Real and imaginary part side by side: the eigenvectors are read once for both.
+        down_re, down_im = (V.mT @ torch.cat([re, im], dim=-1) for V in (self.real, self.imaginary))
+        a, b = down_re[..., :M] + down_im[..., M:], down_re[..., M:] - down_im[..., :M]
+        up_re, up_im = (V @ torch.cat([gain * a, gain * b], dim=-1) for V in (self.real, self.imaginary))
+        re = floor * re + up_re[..., :M] - up_im[..., M:]
+        im = floor * im + up_re[..., M:] + up_im[..., :M]
         re = (re * self.fold[:, None, None]).permute(2, 1, 0).reshape(M, channels, rows, -1)
         im = (im * self.fold[:, None, None]).permute(2, 1, 0).reshape(M, channels, rows, -1)
         return re @ self.cosine.T - im @ self.sine.T
