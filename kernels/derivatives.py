@@ -13,14 +13,14 @@ __all__ = ["call", "first_order", "more_rows"]
 
 
 def call(function: Any, operation: Operation, *arguments: Any) -> Any:
-    """The operation as a ``torch.autograd.Function``, whose derivative torch.func knows; itself where that is no use.
+    """The operation as a ``torch.autograd.Function``, whose derivatives torch.func knows; itself where that is no use.
 
-    torch.compile knows the operation's derivative alone.
+    torch.compile knows the operation's VJP alone: it leaves what is under torch.func to eager torch, or refuses it.
     """
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    if torch.compiler.is_compiling() or not (transformed or recorded(arguments)):
-        return operation(*arguments)
-    return function.apply(*arguments)
+    if transformed or (recorded(arguments) and not torch.compiler.is_compiling()):
+        return function.apply(*arguments)
+    return operation(*arguments)
 
 
 def first_order(operation: Operation) -> Any:

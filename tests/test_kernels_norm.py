@@ -8,9 +8,12 @@ from torch.nn import functional as F
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import gated_residual_norm as gated
+from lsda_fast.kernels import native
 from lsda_fast.kernels import norm_silu as norm
 from lsda_fast.kernels.gated_residual_norm import gated_residual_norm
 from lsda_fast.kernels.norm_silu import norm_silu
+from lsda_fast.kernels.obs_plan import ObservationPlan
+from lsda_fast.kernels.obs_project import obs_project
 
 # Rows, channels, places, groups, whether the channels lie last, and rows of a and b.
 SLICES = {
@@ -211,6 +214,15 @@ def test_channels_last_stays_so_and_gives_the_same(checks):
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in found)
 
 
+def test_wide_groups_that_lie_last_go_to_torch(checks):
+    most = checks.isas() and native.load().cpu.build_info()["columns"]
+    with kernels.trace() as taken:
+        for width in (most, most + 1):
+            norm_silu(torch.zeros(1, width, 2, 2).contiguous(memory_format=torch.channels_last), groups=1)
+    assert [choice.implementation for choice in taken] == ["cpu", "reference"]
+    assert taken[1].reason == f"groups of {most + 1} channels that lie last; C++ takes up to {most}"
+
+
 def test_any_strides(checks):
     x, branch = draw(4, 12, 6), draw(4, 12, 6, seed=1)
     wide = torch.full((4, 12, 12), torch.nan, dtype=torch.float64)
@@ -298,6 +310,19 @@ def test_compiled_whole(checks):
     compiled = torch.compile(cost, backend="aot_eager", fullgraph=True)
     (gradient,) = torch.autograd.grad(compiled(point), point)
     torch.testing.assert_close(gradient, torch.func.grad(cost)(x))
+
+
+def test_torch_func_inside_torch_compile_is_right_or_refused(checks):
+    x, v = draw(2, 5, 8), draw(2, 5, 8, seed=1)
+    plan = ObservationPlan.from_stencil(torch.tensor([[3, 7], [0, 1]]), torch.ones(2, 2, dtype=torch.float64), 40)
+
+    def tangent(x):
+        return torch.func.jvp(lambda x: obs_project(norm_silu(x), plan), (x,), (v,))[1]
+
+    torch.testing.assert_close(torch.compile(tangent, backend="aot_eager")(x), tangent(x))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(tangent, backend="aot_eager", fullgraph=True)(x)
 
 
 @pytest.mark.parametrize(
