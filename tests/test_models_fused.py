@@ -123,7 +123,7 @@ def test_a_whole_jacobian_of_the_denoiser():
     module = shaken(transformer(latent_shape=(2, 2, 3))())
     x = draw(2, 2, 2, 3)
     plain, fast = (
-        Linearization(lambda z, m=m: denoise(m, z), x, Counter(), "denoiser").jacobian()
+        Linearization.of(lambda z, m=m: denoise(m, z), x, Counter(), "denoiser").jacobian()
         for m in (module, fused(module))
     )
     torch.testing.assert_close(fast, plain)
