@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("states")
     parser.add_argument("package", type=Path)
     parser.add_argument("--period", nargs=2, default=("2008-01-01", "2008-12-31"))
-    parser.add_argument("--dates", type=int, default=61, help="evenly spaced in the period")
+    parser.add_argument("--dates", type=int, default=122, help="evenly spaced in the period")
     parser.add_argument("--fractions", type=float, nargs="+", default=(0.05, 0.1, 0.2))
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
