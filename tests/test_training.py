@@ -305,6 +305,25 @@ def test_every_sample_is_seen_once_an_epoch() -> None:
     assert first != second
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_products_have_the_precision_that_is_asked_for_and_weights_stay_float32(
+    precision: str, dtype: torch.dtype
+) -> None:
+    module: Any = nn.Linear(8, 8)
+    seen: set[torch.dtype] = set()
+
+    def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> Tensor:
+        y = module(torch.ones(4, 8))
+        seen.add(y.dtype)
+        return (y - 1).square().mean()
+
+    optimization = Optimization(steps=60, batch=1, lr=0.05, warmup=0, ema=0.0, precision=precision)
+    fit(module, loss, 4, optimization, stage="x", seed=0, log=Log(None))
+    assert seen == {dtype}
+    assert module.weight.dtype is torch.float32
+    assert float((module(torch.ones(4, 8)) - 1).square().mean()) < 1e-3
+
+
 # --- the losses ---
 
 
