@@ -131,7 +131,8 @@ class Sampler:
         seed : int
         recenter : bool
             Where the guidance knows the conditional means, shift all members so that their mean is the average of
-            those: the mean then carries little sampling noise. The shift depends on which members were asked for.
+            those: the mean then carries little sampling noise. Opposite pairs are drawn together a little as well, so
+            that their variance with M - 1 below it is the posterior's. Both depend on which members were asked for.
         on_step : callable, optional
 
         Returns
@@ -167,7 +168,8 @@ class Sampler:
             )
         means = [results[member][1] for member in ids]
         if recenter and len(ids) > 1 and all(mean is not None for mean in means):
-            z = z + (torch.stack(means).mean(0) - z.mean(0))  # type: ignore[arg-type]
+            mean, deviation = torch.stack(means).mean(0), z - z.mean(0)  # type: ignore[arg-type]
+            z = mean + (_pair_scale(ids) if self.guidance.antithetic else 1.0) * deviation
         return Samples(z, ids, Counter(prior.evaluations))
 
     def _run(
@@ -229,3 +231,13 @@ class Sampler:
             guided=lambda z, _: self.guidance.guide(z, replace(context, round=next(rounds))).z0,
             noise=lambda i: replace(context, round=i + 1).noise(context.prior.latent_shape, STREAMS.corrector),
         )
+
+
+def _pair_scale(members: tuple[int, ...]) -> float:
+    """What makes the usual sample variance of M members, u of them without their opposite, unbiased.
+
+    The sum of squares about their mean has the expectation M - u / M variances, where independent ones have M - 1.
+    """
+    M = len(members)
+    alone = sum(member ^ 1 not in members for member in members)
+    return float(((M - 1) / (M - alone / M)) ** 0.5)

@@ -53,6 +53,17 @@ def test_antithetic_members_are_samples_and_their_mean_is_the_posterior_s(few, t
     assert problem.error(z[:2].mean(0)) < 1e-4
 
 
+@pytest.mark.parametrize("members", [range(16), [0, 1, 2, 5, 6]])
+def test_recentred_pairs_have_the_usual_variance(few, members):
+    """Averaged over seeds, the sample variance (M - 1) of recentred members is the posterior's, whoever is paired."""
+    problem, members = few["isotropic"], list(members)
+    sampler = Sampler(LatentOptimization(FEW, prior_covariance="isotropic"), block=16, steps=1)
+    runs = [sampler(problem.prior, problem.likelihood, members=members, seed=seed).z for seed in range(60)]
+    variance = torch.stack([run.var(0) for run in runs]).mean(0)
+    # 60 seeds x 50 latents: the mean of the ratios is known to about 1 %.
+    assert float((variance / problem.covariance.diagonal()).mean()) == pytest.approx(1.0, abs=0.03)
+
+
 @pytest.mark.parametrize("lanczos", [20, 0])
 def test_tweedie_samples_the_posterior(few, tolerances, lanczos):
     problem = few["correlated"]

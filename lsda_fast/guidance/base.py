@@ -137,7 +137,7 @@ class Guidance(ABC):
     ----------
     antithetic : bool
         Members 2 i and 2 i + 1 draw opposite noise: each is a sample as before, and the mean of a pair carries no
-        sampling noise where the problem is Gaussian. The variance about the mean then wants M, not M - 1, below it.
+        sampling noise where the problem is Gaussian.
     """
 
     solver: ClassVar[str] = "ancestral"
