@@ -135,7 +135,9 @@ class Assimilator:
         samples = self.sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step)
         with torch.no_grad():
             x_a = torch.cat([prior.decode(z[None]) for z in samples.z])
-            bad = [member for member, x in zip(samples.members, x_a) if not torch.isfinite(x).all()]
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = [np.isfinite(package.denormalize(x)).all() for x in x_a]
+            bad = [member for member, good in zip(samples.members, finite) if not good]
             if bad:
                 raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
             departures = departure_table(observations, reasons, operator, x_b, x_a)
