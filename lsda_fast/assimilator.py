@@ -136,8 +136,8 @@ class Assimilator:
         with torch.no_grad():
             x_a = torch.cat([prior.decode(z[None]) for z in samples.z])
             with np.errstate(over="ignore", invalid="ignore"):
-                finite = [np.isfinite(package.denormalize(x)).all() for x in x_a]
-            bad = [member for member, good in zip(samples.members, finite) if not good]
+                states = package.denormalize(x_a)
+            bad = [member for member, state in zip(samples.members, states) if not np.isfinite(state).all()]
             if bad:
                 raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
             departures = departure_table(observations, reasons, operator, x_b, x_a)
@@ -150,14 +150,14 @@ class Assimilator:
             "members_in_a_block": self.sampler.block,
         }
         coords = {"member": np.array(samples.members)}
-        analysis = self._dataset(x_a, background, dims=("member",), coords=coords, attrs=attrs)
-        state_b = self._dataset(x_b, background)
+        analysis = self._dataset(states, background, dims=("member",), coords=coords, attrs=attrs)
+        state_b = self._dataset(package.denormalize(x_b), background)
         return Analysis(analysis, state_b, departures, samples.evaluations, clock.perf_counter() - begin)
 
-    def _dataset(self, x: torch.Tensor, background: xr.Dataset, **options: Any) -> xr.Dataset:
-        """Normalised states as a data set, in the style and at the time of the background."""
+    def _dataset(self, states: np.ndarray, background: xr.Dataset, **options: Any) -> xr.Dataset:
+        """States in the channels' units as a data set, in the style and at the time of the background."""
         layout = self.package.layout
-        dataset = layout.to_dataset(self.package.denormalize(x), style=layout.style_of(background), **options)
+        dataset = layout.to_dataset(states, style=layout.style_of(background), **options)
         return dataset.assign_coords(time=background["time"]) if "time" in background.coords else dataset
 
     def likelihood(self, observations: Observations) -> tuple[StencilOperator, Likelihood, np.ndarray]:

@@ -17,8 +17,6 @@ from lsda_fast.prior import Derivative
 
 __all__ = ["feature_derivatives", "has_derivatives"]
 
-_KNOWN = ConvolutionalAutoencoder, LinearAutoencoder, PatchTangent, ViTAutoencoder
-
 
 @singledispatch
 def feature_derivatives(module: Any, z: Tensor) -> tuple[Derivative, ...]:
@@ -28,8 +26,9 @@ def feature_derivatives(module: Any, z: Tensor) -> tuple[Derivative, ...]:
 
 def has_derivatives(module: object) -> bool:
     """Whether ``feature_derivatives`` knows the module."""
-    parts = [module.linear, module.residual] if isinstance(module, ResidualAutoencoder) else [module]
-    return all(isinstance(part, _KNOWN) for part in parts)
+    if isinstance(module, ResidualAutoencoder):
+        return has_derivatives(module.linear) and has_derivatives(module.residual)
+    return feature_derivatives.dispatch(type(module)) is not feature_derivatives.dispatch(object)
 
 
 @feature_derivatives.register
