@@ -1,5 +1,6 @@
 """``align`` from states to package: preferences are learned, and an interruption changes nothing."""
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -214,6 +215,20 @@ def test_candidates_depend_on_seed_date_and_member_alone(world: World, tmp_path:
     other = draw_candidates(parent, x_b, few.season(1), few.time(0), config, 0)
     assert not torch.equal(other.z, drawn.z)
     assert len({row.numpy().tobytes() for row in drawn.z}) == 8
+
+
+def test_other_rewards_take_the_candidates_of_an_earlier_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Path(f"{world.aligned}.work")
+    run = functools.partial(align, world.parent, world.states, candidates_from=work)
+    with pytest.raises(InputError, match="candidates of other seed; accepted are the same"):
+        run(small(seed=1), tmp_path / "seed")
+    with pytest.raises(InputError, match="no working folder of an alignment"):
+        align(world.parent, world.states, small(), tmp_path / "none", candidates_from=tmp_path)
+    alone = align(world.parent, world.states, small("next"), tmp_path / "alone")
+    monkeypatch.setattr("lsda_fast.alignment.pipeline.draw_candidates", lambda *_: pytest.fail("drawn again"))
+    assert same(run(small("next"), tmp_path / "taken").modules["denoiser"], alone.modules["denoiser"])
 
 
 def test_the_reward_table_has_a_row_per_candidate(world: World) -> None:

@@ -70,6 +70,16 @@ def test_several_rewards_pair_what_is_best_and_worst_by_all() -> None:
     assert (report["dates_widened"], report["dates_without_pairs"], report["dates"]) == (1, 0, 3)
 
 
+def test_dominance_takes_the_pairs_that_differ_most_by_their_least_reward() -> None:
+    frame = table({"a": [0, 1, 2, 3, 4], "b": [1, 2, 0, 4, 3]}, LAST, LAST)
+    gaps = {(3, 0): 3, (4, 0): 2, (3, 1): 2, (4, 1): 1, (3, 2): 1, (4, 2): 2, (1, 0): 1}
+    for count in (1, 4, 20):
+        expected = {pair for pair, gap in gaps.items() if gap >= {1: 3, 4: 2, 20: 1}[count]}
+        assert pairs_of(choose(frame, "ab", select="dominance", per_date=count)) == expected
+    shuffled = choose(frame.sample(frac=1, random_state=1), "ab", select="dominance", per_date=5)
+    pd.testing.assert_frame_equal(shuffled, choose(frame, "ab", select="dominance", per_date=5))
+
+
 def test_a_date_without_an_intersection_takes_no_part() -> None:
     against: Rows = {"a": [0, 1, 2, 3], "b": [3, 2, 1, 0]}
     frame = table(against, LAST, LAST)

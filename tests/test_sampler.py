@@ -183,7 +183,7 @@ def test_a_warm_start_stays_near_the_background(toy):
     problem = toy.build("isotropic", n=20, P=2)
     origin = torch.linspace(-1, 1, 20, dtype=torch.float64)
     warm = replace(problem, prior=replace(problem.prior, origin=origin))
-    z = run(ObsFree(), warm, 512, block=512, steps=8, start=0.1).z
+    z = run(ObsFree(), warm, 512, block=512, steps=8, start=0.1, solver="ancestral", spacing="time").z
     rho = problem.prior.schedule.rho(0.1)
     assert (z.mean(0) - origin).abs().max() < 0.5 * rho**2 + 4.5 * rho / 512**0.5
     # The noise of the start and the spread of z given z_t are rho each.
@@ -213,7 +213,9 @@ def test_the_corrector_improves_few_steps(toy):
     """Langevin rounds at each level bring the variance of 8 ancestral steps nearer to the prior's."""
     problem = toy.build("isotropic", n=20, P=2)
     plain, corrected = (
-        run(ObsFree(), problem, 512, block=512, steps=8, corrector=corrector).z.var(0).mean()
+        run(ObsFree(), problem, 512, block=512, steps=8, solver="ancestral", spacing="time", corrector=corrector)
+        .z.var(0)
+        .mean()
         for corrector in (None, Langevin(rounds=8, tau=0.1))
     )
     assert abs(corrected - 1) < 0.7 * abs(plain - 1)

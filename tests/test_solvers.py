@@ -116,7 +116,7 @@ def test_ancestral_reproduces_the_prior_as_steps_grow(toy):
     problem = toy.build("correlated", n=20, P=2)
     errors = []
     for steps in (50, 100, 200):
-        mean, covariance = toy.moments(ObsFree(), problem, steps=steps, solver="ancestral")
+        mean, covariance = toy.moments(ObsFree(), problem, steps=steps, solver="ancestral", spacing="time")
         assert mean.abs().max() == 0
         errors.append(1 - float(covariance.trace() / problem.S.trace()))
     assert 0 < errors[2] < 0.06

@@ -41,6 +41,10 @@ class PairsConfig(Section):
     widest: float = Field(
         0.5, gt=0, le=0.5, description="A date without winners or losers has its share widened up to this."
     )
+    select: Literal["intersection", "dominance"] = Field(
+        "intersection", description="Pairs of winners and losers of those shares, or the pairs that differ most."
+    )
+    per_date: int = Field(24, ge=1, description="Dominance: pairs of a date.")
     held_out: float = Field(0.15, gt=0, lt=1, description="Share of the dates, the last ones, kept for validation.")
 
 

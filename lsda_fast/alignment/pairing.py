@@ -5,6 +5,9 @@ the top ``quantile`` of every reward among the date's candidates, the losers in 
 arXiv:2505.22008, section 2). Where that leaves a date without winners or losers, its share is widened by half again
 and again up to ``widest``; a date that has none even then takes no part.
 
+Rewards that hardly agree leave such intersections nearly empty. ``select: dominance`` takes, of all pairs of a date,
+the ``per_date`` ones whose smallest difference of ranks, over the rewards, is widest.
+
 A pair's winner is better than its loser by every reward, strictly, and no two pairs of a date have the same latents.
 Pairs are dealt out one per date and round, in random order, until there are ``count``: dates with few pairs give what
 they have.
@@ -69,21 +72,11 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
 
 def _date_pairs(rows: pd.DataFrame, rewards: Sequence[str], config: PairsConfig) -> pd.DataFrame:
     """All pairs of one date, each once."""
-    values = rows[list(rewards)].to_numpy(float)
-    N = len(rows)
     # Equal rewards in the order of the latents' hashes, so that the order of the rows does not matter.
-    order = np.argsort(rows["candidate"].to_numpy(str), kind="stable")
-    rank = np.empty_like(values, int)
-    for column in range(values.shape[1]):
-        rank[order[np.argsort(values[order, column], kind="stable")], column] = np.arange(N)
-    share = min(config.top, N // 2) / N if len(rewards) == 1 else min(config.quantile, config.widest)
-    while True:
-        k = min(max(1, round(share * N)), N // 2)
-        winners, losers = np.flatnonzero((rank >= N - k).all(1)), np.flatnonzero((rank < k).all(1))
-        if (len(winners) and len(losers)) or share >= config.widest or len(rewards) == 1:
-            break
-        share = min(1.5 * share, config.widest)
-    w, l = (a.ravel() for a in np.meshgrid(winners, losers, indexing="ij"))
+    rows = rows.sort_values("candidate", kind="stable")
+    values = rows[list(rewards)].to_numpy(float)
+    rank = values.argsort(0, kind="stable").argsort(0)
+    w, l, share = (_dominant if config.select == "dominance" else _intersection)(rank, config)
     better = (values[w] > values[l]).all(1)
     member, candidate = rows["member"].to_numpy(), rows["candidate"].to_numpy()
     found = pd.DataFrame(
@@ -98,6 +91,28 @@ def _date_pairs(rows: pd.DataFrame, rewards: Sequence[str], config: PairsConfig)
     )
     found = found.sort_values(["winner", "loser"]).drop_duplicates(["winner_candidate", "loser_candidate"])
     return found[found["winner_candidate"] != found["loser_candidate"]]
+
+
+def _intersection(rank: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np.ndarray, float]:
+    """Winners and losers: the best by every reward against the worst, and the share of all that these are of."""
+    N, several = len(rank), rank.shape[1] > 1
+    share = min(config.quantile, config.widest) if several else min(config.top, N // 2) / N
+    while True:
+        k = min(max(1, round(share * N)), N // 2)
+        winners, losers = np.flatnonzero((rank >= N - k).all(1)), np.flatnonzero((rank < k).all(1))
+        if (len(winners) and len(losers)) or share >= config.widest or not several:
+            break
+        share = min(1.5 * share, config.widest)
+    w, l = (a.ravel() for a in np.meshgrid(winners, losers, indexing="ij"))
+    return w, l, share
+
+
+def _dominant(rank: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np.ndarray, float]:
+    """Winners and losers with the widest smallest difference of ranks, from all candidates."""
+    gap = (rank[:, None] - rank[None]).min(-1)
+    widest = np.argsort(-gap, axis=None, kind="stable")[: config.per_date]
+    w, l = np.unravel_index(widest[gap.ravel()[widest] > 0], gap.shape)
+    return w, l, 1.0
 
 
 def _dealt(dates: list[pd.DataFrame], count: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -129,5 +144,5 @@ def summary(pairs: pd.DataFrame, table: pd.DataFrame, config: PairsConfig, sever
         "held_out": len(pairs) - len(train),
         "dates": int(dates),
         "dates_without_pairs": int(dates - pairs["time"].nunique()),
-        "dates_widened": int(widened.sum()) if several else 0,
+        "dates_widened": int(widened.sum()) if several and config.select == "intersection" else 0,
     }

@@ -22,6 +22,7 @@ from lsda_fast.alignment.data import AlignmentStates, load_states
 from lsda_fast.alignment.losses import PairLatents
 from lsda_fast.alignment.pairing import select_pairs, summary
 from lsda_fast.alignment.rewards import Reward, rewards_of
+from lsda_fast.alignment.sharing import take_candidates
 from lsda_fast.alignment.table import judge, read_table
 from lsda_fast.alignment.train import align_denoiser, require_peft
 from lsda_fast.errors import InputError
@@ -41,6 +42,7 @@ def align(
     output: str | Path,
     *,
     resume: bool = False,
+    candidates_from: str | Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Package:
@@ -58,13 +60,16 @@ def align(
     resume : bool
         Go on in the working folder of an interrupted run of the same configuration, package and states, to the same
         result.
+    candidates_from : path, optional
+        Working folder of another alignment, of the same package, states and candidates but other rewards, whose
+        backgrounds and candidates are taken.
     device : torch.device or str
     progress : callable (stage, done, total, values), optional
 
     Raises
     ------
     InputError
-        An unusable package, data or configuration, or a working folder that is another run's.
+        An unusable package, data or configuration, a working folder that is another run's, or candidates that are.
     """
     folder, package = Path(f"{output}.work"), Path(package)
     if find_spec("pyarrow") is None:
@@ -80,7 +85,10 @@ def align(
     rewards = rewards_of(config.rewards, parent, lead=config.lead_hours)
     states = load_states(dataset, parent, config)
     digest = package_hash(package)
-    claim(folder, config, {**states.fingerprint, "package": digest})
+    fingerprint = {**states.fingerprint, "package": digest}
+    claim(folder, config, fingerprint)
+    if candidates_from is not None:
+        take_candidates(Path(candidates_from), folder, config, fingerprint)
     log = Log(folder / "log.jsonl", progress)
     work = Work(folder, config, torch.device(device), log)
     return _Run(parent, digest, states, rewards, work, config).package(output)

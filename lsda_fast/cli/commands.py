@@ -75,6 +75,9 @@ def align(
     lead: Annotated[str | None, typer.Option(help="Lead of the forecasts that are rewarded, such as 48h.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    candidates_from: Annotated[
+        Path | None, typer.Option(help="Working folder (OUTPUT.work) of a run with other rewards: take its candidates.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Align a package's prior with rewards: candidates, preference pairs, fine-tuning."""
@@ -92,7 +95,16 @@ def align(
     )
     dataset = open_states(data if len(data) > 1 else data[0])
     with progress() as update:
-        aligned = run(package, dataset, settings, output, resume=resume, device=pick_device(device), progress=update)
+        aligned = run(
+            package,
+            dataset,
+            settings,
+            output,
+            resume=resume,
+            candidates_from=candidates_from,
+            device=pick_device(device),
+            progress=update,
+        )
     record = aligned.provenance["alignments"][-1]
     pairs, scores = record["pairs"], record["scores"]
     say(

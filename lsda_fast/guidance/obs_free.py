@@ -1,6 +1,11 @@
-"""No observations: the prior alone, p(z | z_b) (Align-DA's ObsFree)."""
+"""No observations: the prior alone, p(z | z_b) (Align-DA's ObsFree).
+
+It is smooth in the noise level, so that a transition of second order keeps the prior's variance in few levels: of a
+unit Gaussian 1.08 at 8 levels, where ancestral steps keep 0.43 (0.78 at 32).
+"""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +18,10 @@ __all__ = ["ObsFree"]
 @dataclass(frozen=True)
 class ObsFree(Guidance):
     """Sample the background-conditioned prior."""
+
+    solver: ClassVar[str] = "dpmpp_2m"
+    spacing: ClassVar[str] = "log_rho"
+    steps: ClassVar[int] = 16
 
     def prepare(self, prior: Prior, likelihood: Likelihood) -> tuple[Tensor, ...]:
         """Nothing."""
