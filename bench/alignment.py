@@ -5,6 +5,7 @@ bench/skill.py, and is analysed by ObsFree, Repaint, DPS and LO-SDA with every p
 the members (what an analysis of one member would have) and their mean:
 
 - mse, mse_mean: normalised, area-weighted mean square error; wrmse_<channel>: of the members, in the channel's units
+- variance: of the members, normalised: what accuracy is bought with where it falls faster than mse_mean
 - forecast: normalised mean square error of the members' 48-hour forecasts by the package's own model
 - physics: the mean reward ``physics`` (or another, --physics) of the members
 
@@ -104,7 +105,9 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
             for method in arguments.methods:
                 for name, package in packages.items():
                     what = (arguments.members, arguments.physics, *arguments.period, arguments.states)
-                    file = "_".join(map(str, (twin.number, fraction, method, hashes[name], *what))) + ".json"
+                    # Without observations it is one analysis at every density.
+                    seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
+                    file = "_".join(map(str, (twin.number, seen, method, hashes[name], *what))) + ".json"
                     kept = arguments.work / file
                     if not kept.exists():
                         scores = score(package, METHODS[method], twin, observations, arguments)
@@ -150,6 +153,7 @@ def score(
     return {
         "mse": float((per_channel / std**2).mean()),
         "mse_mean": float((square(errors.mean(0)) / std**2).mean()),
+        "variance": float((square(errors - errors.mean(0)).sum(0) / (len(errors) - 1) / std**2).mean()),
         "forecast": float((square(states["forecast"] - states["later"]).mean(0) / std**2).mean()),
         "physics": float(physics.mean()),
         **{f"mse_{name}": float(per_channel[layout.index(name)]) for name in MAIN if name in layout.names},
@@ -167,7 +171,7 @@ def summarise(cases: Sequence[tuple[int, float, str, str, Scores]], names: list[
                 table, base = pd.DataFrame(mine[name]), pd.DataFrame(mine["reference"])
                 mean = table.mean()
                 row: dict[str, Any] = {"bench": "alignment", "observed": fraction, "method": method, "package": name}
-                row |= {key: float(mean[key]) for key in ("mse", "mse_mean", "forecast", "physics", "seconds")}
+                row |= {key: float(mean[key]) for key in ("mse", "mse_mean", "variance", "forecast", "physics", "seconds")}
                 row["wrmse"] = {k.removeprefix("mse_"): float(v**0.5) for k, v in mean.items() if _is_channel(k)}
                 row["states"] = len(table)
                 if name != "reference":

@@ -82,12 +82,13 @@ def main() -> None:
     parser.add_argument(
         "--prior", choices=["correlated", "isotropic"], default="correlated", help="covariance of the prior"
     )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--output", type=Path, help="JSON lines file to append the rows to")
     arguments = parser.parse_args()
     problem = build(arguments.prior, P=P)
     print("| method | " + " | ".join(f"{n} level{'s' * (n > 1)}" for n in arguments.levels) + " |")
     print("|---" * (len(arguments.levels) + 1) + "|")
-    for name in METHODS:
+    for name in arguments.methods:
         rows = [
             measure(problem, name, levels, arguments.members) | {"prior": arguments.prior}
             for levels in arguments.levels
