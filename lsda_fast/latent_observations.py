@@ -12,7 +12,6 @@ an analysis of what was measured. With an encoder that takes missing values (NaN
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lsda_fast.degradations import Degradation
@@ -33,21 +32,16 @@ def in_latent(prior: Prior) -> Prior:
     )
 
 
-@torch.no_grad()
-def degraded_latents(prior: Prior, x: Tensor, degradation: Degradation, *, seed: int) -> StencilOperator:
-    """A(E(x)) with noise, in the sampler's variable and its units: on the states of ``in_latent(prior)``.
+def degraded_latents(z: Tensor, degradation: Degradation, *, seed: int) -> StencilOperator:
+    """A(z) with noise, in the units of z: on the states of ``in_latent``.
 
     Parameters
     ----------
-    prior : Prior
-        Of a trajectory, with an encoder.
-    x : Tensor, shape (T*C, H, W)
-        Normalised.
+    z : Tensor, shape (T, c, h, w)
+        What is encoded, in the sampler's variable.
     degradation : Degradation
         A, with blocks of latents instead of cells, all of one weight.
     seed : int
     """
-    assert prior.encode is not None
-    z = prior.encode(x[None])[0].double().cpu().numpy()
     unit = Normalization(np.zeros(z.shape[1]), np.ones(z.shape[1]))
-    return degradation(z, unit, seed=seed)
+    return degradation(z.double().cpu().numpy(), unit, seed=seed)

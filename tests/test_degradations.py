@@ -72,7 +72,7 @@ def trajectory_prior():
 def test_latents_are_observed_as_states_are():
     prior = trajectory_prior()
     x = 3.0 * torch.randn(T, H, W, dtype=F64)
-    seen = degraded_latents(prior, x, Degradation(coarsen=2, gap=2, noise=1e-6), seed=0)
+    seen = degraded_latents(prior.encode(x[None])[0], Degradation(coarsen=2, gap=2, noise=1e-6), seed=0)
     means = torch.nn.functional.avg_pool2d((x / 3.0)[::2, None], 2).flatten()
     np.testing.assert_allclose(seen.values, means.numpy(), atol=1e-5)
     likelihood = likelihood_of(seen, dtype=F64)
@@ -84,7 +84,7 @@ def test_latents_are_observed_as_states_are():
 
 def test_the_published_preset_takes_the_steps_of_sda():
     prior = in_latent(trajectory_prior())
-    seen = degraded_latents(trajectory_prior(), torch.randn(T, H, W, dtype=F64), Degradation(2, 2, 0.5), seed=0)
+    seen = degraded_latents(torch.randn(T, 1, H, W, dtype=F64), Degradation(2, 2, 0.5), seed=0)
     likelihood, steps, gamma, tau = likelihood_of(seen, dtype=F64), 8, 1e-2, 0.5
     published = sampler_preset("slams_published")
     assert published["steps"] == 512
