@@ -9,6 +9,8 @@ from lsda_fast.models.convolutional import ConvolutionalAutoencoder
 from lsda_fast.models.denoiser import EnsembleDenoiser, TransformerDenoiser
 from lsda_fast.models.forecaster import Forecaster
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.multimodal import MultimodalAutoencoder
+from lsda_fast.models.slams import SlamsAutoencoder
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
 
@@ -23,7 +25,9 @@ __all__ = [
     "Forecaster",
     "FullWhitening",
     "LinearAutoencoder",
+    "MultimodalAutoencoder",
     "ResidualAutoencoder",
+    "SlamsAutoencoder",
     "TransformerDenoiser",
     "ViTAutoencoder",
     "Whitening",
@@ -37,6 +41,8 @@ AUTOENCODERS: dict[str, type[nn.Module]] = {
     "convolutional": ConvolutionalAutoencoder,
     "vit": ViTAutoencoder,
     "residual": ResidualAutoencoder,
+    "multimodal": MultimodalAutoencoder,
+    "slams": SlamsAutoencoder,
 }
 DENOISERS: dict[str, type[nn.Module]] = {"ensemble": EnsembleDenoiser, "transformer": TransformerDenoiser}
 WHITENINGS: dict[str, type[nn.Module]] = {
