@@ -10,6 +10,8 @@ from lsda_fast.models.denoiser import EnsembleDenoiser, TransformerDenoiser
 from lsda_fast.models.forecaster import Forecaster
 from lsda_fast.models.identity import IdentityAutoencoder
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.multimodal import MultimodalAutoencoder
+from lsda_fast.models.slams import SlamsAutoencoder
 from lsda_fast.models.stationary import StationaryTrajectories, TrajectoryCovariance
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
@@ -30,7 +32,9 @@ __all__ = [
     "FullWhitening",
     "IdentityAutoencoder",
     "LinearAutoencoder",
+    "MultimodalAutoencoder",
     "ResidualAutoencoder",
+    "SlamsAutoencoder",
     "StationaryTrajectories",
     "TrajectoryCovariance",
     "TransformerDenoiser",
@@ -49,6 +53,8 @@ AUTOENCODERS: dict[str, type[nn.Module]] = {
     "vit": ViTAutoencoder,
     "residual": ResidualAutoencoder,
     "identity": IdentityAutoencoder,
+    "multimodal": MultimodalAutoencoder,
+    "slams": SlamsAutoencoder,
 }
 DENOISERS: dict[str, type[nn.Module]] = {"ensemble": EnsembleDenoiser, "transformer": TransformerDenoiser}
 WHITENINGS: dict[str, type[nn.Module]] = {

@@ -14,6 +14,7 @@ from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Normalization
 from lsda_fast.layout import StateLayout
+from lsda_fast.modalities import Modality, check_modalities
 from lsda_fast.models import Whitening
 from lsda_fast.package.architectures import Architecture, load_modules, users_modules
 from lsda_fast.package.files import FORMAT, read_manifest, write_package
@@ -32,7 +33,7 @@ class Package:
     Parameters
     ----------
     layout : StateLayout
-        Grid and channels of the state.
+        Grid and channels of the state: all that the decoder gives.
     normalization : Normalization
     schedule : Schedule
     prediction : str
@@ -52,6 +53,8 @@ class Package:
     whitened : bool
         Whether the denoiser works on u = S^-1/2 (z - z_b); otherwise on z, and S serves ``stationary`` alone.
     provenance : dict
+    modalities : tuple of Modality
+        What the encoder takes; none where it takes whole states alone.
     window : Window, optional
         What the denoiser of windows was trained on.
     """
@@ -67,6 +70,7 @@ class Package:
     lead_hours: float = 24.0
     whitened: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
+    modalities: tuple[Modality, ...] = ()
     window: Window | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class Package:
                 f"reconstruction_error has shape {np.shape(self.reconstruction_error)}; "
                 f"accepted is ({C},), one per channel"
             )
+        check_modalities(self.modalities, self.layout)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 
@@ -266,7 +271,8 @@ class Package:
             "reconstruction_error": [float(e) for e in self.reconstruction_error],
             "observation_std": self.observation_std,
             "provenance": self.provenance,
-            "window": self.window.to_dict() if self.window else None,
+            "modalities": [modality.to_dict() for modality in self.modalities],
+            "window": self.window and self.window.to_dict(),
         }
 
     @classmethod
@@ -298,6 +304,7 @@ class Package:
                 float(manifest["lead_hours"]),
                 bool(manifest["whitened"]),
                 dict(manifest["provenance"]),
+                tuple(Modality.from_dict(modality) for modality in manifest.get("modalities", [])),
                 Window(**manifest["window"]) if manifest.get("window") else None,
             )
             layout = StateLayout.from_dict(manifest["layout"])
