@@ -51,6 +51,11 @@ def test_the_same_seed_draws_the_same_and_a_missing_pixel_takes_its_block():
     np.testing.assert_array_equal(seen.values, np.delete(one.values, 7))
 
 
+def test_a_channel_has_its_noise_in_any_company():
+    both, one = (Degradation(coarsen=4, gap=2)(TRUTH, NORMALIZATION, seed=3, channels=c) for c in (None, [1]))
+    np.testing.assert_array_equal(both.values.reshape(3, C, 4)[:, 1].ravel(), one.values)
+
+
 def test_degradations_that_are_none():
     for bad in ({"coarsen": 0}, {"gap": 0}, {"noise": 0.0}):
         with pytest.raises(InputError, match="accepted are coarsen and gap"):
