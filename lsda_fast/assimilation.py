@@ -20,7 +20,7 @@ from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
 from lsda_fast.kernels.buckets import bucket
 from lsda_fast.kernels.robust import Robust, check
 from lsda_fast.likelihood import likelihood_of
-from lsda_fast.observations import Observations, StencilOperator
+from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
 from lsda_fast.observations.columns import default_std
 from lsda_fast.observations.units import Conversion, to_si
 from lsda_fast.package import Package
@@ -157,9 +157,15 @@ class Assimilation:
         return Sampled(x_a, states, samples.members, attrs, samples.evaluations)
 
     def _likelihood(
-        self, observations: Observations, operator_of: Callable[[Observations], StencilOperator]
+        self,
+        observations: Observations,
+        operator_of: Callable[[Observations], StencilOperator],
+        more: StencilOperator | None = None,
     ) -> tuple[StencilOperator, Likelihood, np.ndarray]:
-        """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""
+        """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used.
+
+        ``more`` has its own values and stands behind those of the table.
+        """
         package, observations = self.package, self._with_std(observations)
         operator = operator_of(observations)
         reasons = operator.reasons.copy()
@@ -167,11 +173,14 @@ class Assimilation:
         if unknown.any():
             reasons[unknown] = "no std, and the package has no default for it"
             operator = operator_of(observations.select(reasons == ""))
+        if more is not None:
+            together: Any = ObservationOperator.stack(operator, more)
+            operator, reasons = together, np.concatenate([reasons, more.reasons])
         if operator.size == 0:
             why = Counter([*reasons, *observations.rejected.get("reason", ())]).most_common(1)
             detail = f"; most often because: {why[0][0]}" if why else ""
             raise NoObservationsError(
-                f"none of {len(observations) + len(observations.rejected)} observations can be used{detail}"
+                f"none of {len(reasons) + len(observations.rejected)} observations can be used{detail}"
             )
         error = np.tile(package.reconstruction_error, operator.shape[0] // package.layout.shape[0])
         likelihood = likelihood_of(

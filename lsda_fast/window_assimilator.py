@@ -23,7 +23,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
 from lsda_fast.layout import StateLayout
 from lsda_fast.observations import Observations, StencilOperator
-from lsda_fast.observations.trajectory import trajectory_stations
+from lsda_fast.observations.trajectory import operator_rows, trajectory_stations
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Step
 
@@ -40,8 +40,9 @@ class WindowAssimilator(Assimilation):
 
     def __call__(
         self,
-        observations: Observations,
+        observations: Observations | None = None,
         *,
+        operator: StencilOperator | None = None,
         window: Period | None = None,
         background: xr.Dataset | None = None,
         members: int | Sequence[int] = 1,
@@ -53,8 +54,10 @@ class WindowAssimilator(Assimilation):
 
         Parameters
         ----------
-        observations : Observations
+        observations : Observations, optional
             Those outside the window are rejected; rows without std have the package's default.
+        operator : StencilOperator, optional
+            On the trajectory (T*C, H, W), with values and std: averages over blocks and layers, degraded fields.
         window : (first, last), optional
             Times of the first and the last state; those of the background when not given.
         background : xr.Dataset, optional
@@ -78,16 +81,17 @@ class WindowAssimilator(Assimilation):
             Members that came out non-finite.
         """
         begin = clock.perf_counter()
-        times, x_b = self._period(window, background)
-        observations = self._with_std(observations)
+        layout, (times, x_b) = self.package.layout, self._period(window, background)
+        table = self._with_std(_none() if observations is None else observations)
         with self.backend.kernels():
-            case = self._case(times, x_b, observations)
+            case = self._case(times, x_b, table, operator)
             found = self._sampled(case, members, seed, recenter, on_step)
+        if operator is not None:
+            table = Observations.joined(table, operator_rows(operator, layout, times))
         with torch.no_grad():
             flat_b = None if x_b is None else x_b.flatten(0, 1)
-            departures = departure_table(observations, case.reasons, case.observed, flat_b, found.x)
+            departures = departure_table(table, case.reasons, case.observed, flat_b, found.x)
         coords = {"time": times.to_numpy(), "member": np.array(found.members)}
-        layout = self.package.layout
         style = "flat" if background is None else layout.style_of(background)
         analysis = layout.to_dataset(
             found.states.swapaxes(0, 1), dims=("time", "member"), coords=coords, style=style, attrs=found.attrs
@@ -101,7 +105,8 @@ class WindowAssimilator(Assimilation):
     def plan(
         self,
         *,
-        observations: Observations,
+        observations: Observations | None = None,
+        operator: StencilOperator | None = None,
         window: Period | None = None,
         background: xr.Dataset | None = None,
         members: int | Sequence[int] = 1,
@@ -110,25 +115,34 @@ class WindowAssimilator(Assimilation):
         times, x_b = self._period(window, background)
 
         def prepare() -> tuple[Prior, Likelihood, int]:
-            case = self._case(times, x_b, observations)
+            case = self._case(times, x_b, _none() if observations is None else observations, operator)
             return case.prior, case.likelihood, len(case.observed.y)
 
         return self.engine.plan(prepare, members, self.precision)
 
     def likelihood(
-        self, observations: Observations, times: pd.DatetimeIndex
+        self, observations: Observations, times: pd.DatetimeIndex, operator: StencilOperator | None = None
     ) -> tuple[StencilOperator, Likelihood, np.ndarray]:
         """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""
         layout, normalization = self.package.layout, self.package.normalization
-        return self._likelihood(observations, lambda o: trajectory_stations(o, layout, normalization, times))
+        shape = (len(times) * layout.shape[0], *layout.grid.shape)
+        if operator is not None and operator.shape != shape:
+            raise InputError(f"an operator on {operator.shape} came; accepted is one on the trajectory, {shape}")
+        return self._likelihood(observations, lambda o: trajectory_stations(o, layout, normalization, times), operator)
 
     @property
     def _default_block(self) -> int:
         return 1
 
-    def _case(self, times: pd.DatetimeIndex, x_b: Tensor | None, observations: Observations) -> Case:
+    def _case(
+        self,
+        times: pd.DatetimeIndex,
+        x_b: Tensor | None,
+        observations: Observations,
+        operator: StencilOperator | None = None,
+    ) -> Case:
         """The tensors of one analysis."""
-        _, observed, reasons = self.likelihood(observations, times)
+        _, observed, reasons = self.likelihood(observations, times, operator)
         prior = self.package.trajectory(
             len(times),
             origin=None if x_b is None else self._origin(x_b),
@@ -185,3 +199,7 @@ def window_times(window: Period, hours: float) -> pd.DatetimeIndex:
     if last < first or (last - first) % step != pd.Timedelta(0):
         raise InputError(f"window {first} .. {last} came; accepted are whole steps of {hours:g} h from first to last")
     return pd.date_range(first, last, freq=step)
+
+
+def _none() -> Observations:
+    return Observations.from_frame(pd.DataFrame())

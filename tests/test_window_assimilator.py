@@ -14,6 +14,7 @@ import xarray as xr
 
 from lsda_fast import cli
 from lsda_fast.datasets import open_states
+from lsda_fast.degradations import Degradation
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
@@ -129,6 +130,24 @@ def test_gridded_fields_are_observed_where_they_have_values() -> None:
     assert pixel["std"] == 5.0
     with pytest.raises(InputError, match="have no time"):
         field_observations(fields.isel(time=0, drop=True))
+
+
+def test_averages_are_observed_beside_stations() -> None:
+    truth = LAYOUT.to_array(run_of_a_model())
+    truth[0, 1, 0, 0] = np.nan
+    operator = Degradation(coarsen=3, gap=2, noise=0.01)(truth, NORMALIZATION, seed=0, area=GRID.area_weights)
+    together = analysed(Observations.from_frame(stations(4)), operator=operator)
+    departures = together.departures
+    assert departures["observation"].tolist() == list(range(8 + 3 * 2 * 6))
+    assert departures["reason"][~departures["used"]].tolist() == ["missing in the observed field"]
+    block = departures[(departures["variable"] == "olr") & (departures["time"] == TIMES[2])].iloc[-1]
+    assert block["value"] == pytest.approx(operator.values[2 * 12 - 2])
+    assert block["latitude"] < 46
+    assert abs(block["O-A"]) < 1.0
+    alone = analysed(None, operator=operator)
+    assert len(alone.departures) == 36
+    with pytest.raises(InputError, match=r"an operator on \(2, 6, 7\) came; accepted is one on the trajectory"):
+        analysed(None, operator=Degradation()(truth[:1], NORMALIZATION, seed=0))
 
 
 def test_a_warm_start_begins_at_the_run() -> None:

@@ -20,7 +20,7 @@ from lsda_fast.observations.operators import StencilOperator
 from lsda_fast.observations.stencil import bracket, build_stencil
 from lsda_fast.observations.table import Observations
 
-__all__ = ["at_times", "every", "trajectory_stations"]
+__all__ = ["at_times", "every", "operator_rows", "trajectory_stations"]
 
 INTERPOLATIONS = ("linear", "nearest")
 
@@ -130,6 +130,32 @@ def every(length: int, step: int) -> range:
     if step < 1:
         raise InputError(f"every {step} states given; accepted is a whole number of at least 1")
     return range(0, length, step)
+
+
+def operator_rows(operator: StencilOperator, layout: StateLayout, times: Any) -> Observations:
+    """What an operator with values observed, as a table: every row at the point that has the largest share in it.
+
+    Rows that the operator left out are there without a place. Values are in the channels' units.
+    """
+    C, H, W = layout.shape
+    heaviest = operator.interpolation.argmax(1, keepdim=True)
+    point = operator.index.gather(1, heaviest)[:, 0].cpu().numpy()
+    t, c, y, x = np.unravel_index(point, (len(times), C, H, W))
+    channels = [layout.channels[i] for i in c]
+    rows = pd.DataFrame(
+        {
+            "time": pd.DatetimeIndex(times)[t],
+            "latitude": layout.grid.latitude[y],
+            "longitude": layout.grid.longitude[x],
+            "variable": np.array([channel.variable for channel in channels], dtype=object),
+            "level": np.array([np.nan if channel.level is None else channel.level for channel in channels], float),
+            "value": operator.values,
+            "std": operator.std,
+        },
+        index=np.flatnonzero(operator.used),
+    ).reindex(np.arange(len(operator.used)))
+    rows.insert(0, "observation", np.arange(len(rows)))
+    return Observations(rows, rows.iloc[:0].assign(reason=""))
 
 
 def _seconds(times: Any) -> np.ndarray:
