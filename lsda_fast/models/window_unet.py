@@ -7,6 +7,7 @@ padding that is circular in both directions. ``circular=False`` pads as the grid
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,14 @@ from lsda_fast.models.layers import geo_pad, level_embedding
 
 __all__ = ["WindowUNet"]
 
-Edges = tuple[bool, bool, tuple[bool, ...]]
+
+class Edges(NamedTuple):
+    """How the grid goes on: in a circle both ways, or as ``geo_pad`` has it; ``single`` for one row alone."""
+
+    circular: bool
+    periodic: bool
+    poles: Sequence[bool]
+    single: bool
 
 
 class WindowUNet(nn.Module):
@@ -58,7 +66,7 @@ class WindowUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_shape, self.size, self.embedding = tuple(latent_shape), size, embedding
-        channels, edges = size * latent_shape[0], (circular, periodic, tuple(poles))
+        channels, edges = size * latent_shape[0], Edges(circular, periodic, tuple(poles), latent_shape[1] == 1)
         corrects = prediction == "wiener"
         self.level = nn.Sequential(nn.Linear(embedding, 4 * embedding), nn.SiLU(), nn.Linear(4 * embedding, embedding))
         self.season = nn.Linear(calendar, embedding) if calendar else None
@@ -103,19 +111,18 @@ class _Conv(nn.Conv2d):
     """A convolution of odd kernel, padded as the edges are."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, edges: Edges, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride=stride)
+        # Where there is one row there is nothing north or south to see.
+        super().__init__(inputs, outputs, (1 if edges.single else kernel, kernel), stride=stride)
         self.edges, self.margin = edges, kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H', W')."""
-        circular, periodic, poles = self.edges
-        if circular:
-            n = self.margin
-            x = torch.cat([x[..., -n:, :], x, x[..., :n, :]], dim=-2)
-            x = torch.cat([x[..., -n:], x, x[..., :n]], dim=-1)
-        else:
-            x = geo_pad(x, self.margin, periodic, poles)
-        return super().forward(x)
+        n, edges = self.margin, self.edges
+        if edges.circular:
+            x = x if edges.single else torch.cat([x[..., -n:, :], x, x[..., :n, :]], dim=-2)
+            return super().forward(torch.cat([x[..., -n:], x, x[..., :n]], dim=-1))
+        x = geo_pad(x, n, edges.periodic, edges.poles)
+        return super().forward(x[..., n:-n, :] if edges.single else x)
 
 
 class _ChannelNorm(nn.Module):
