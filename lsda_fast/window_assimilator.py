@@ -35,7 +35,8 @@ Period = tuple[str, str]
 class WindowAssimilator(Assimilation):
     """Assimilate observations of a window with a package that has a prior of trajectories.
 
-    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU.
+    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU. The fused
+    backend is that of the native operations alone: networks run as they are, in the package's own precision.
     """
 
     def __call__(
@@ -153,6 +154,8 @@ class WindowAssimilator(Assimilation):
 
     def _period(self, window: Period | None, background: xr.Dataset | None) -> tuple[pd.DatetimeIndex, Tensor | None]:
         """The states' times, and the background there, normalised (T, C, H, W), NaN where it has none."""
+        if self.precision != self.package.dtype:
+            raise InputError(f"precision {self.precision} came for a window; accepted there is {self.package.dtype}")
         if self.package.window is None:
             raise InputError("the package has no prior of trajectories; accepted is one that was trained with a window")
         if background is None:

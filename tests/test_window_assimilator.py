@@ -180,6 +180,13 @@ def test_a_package_without_trajectories() -> None:
         run(Observations.from_frame(stations()), window=WINDOW)
 
 
+def test_a_lower_precision_is_refused() -> None:
+    run = WindowAssimilator(independent_package())
+    run.precision = torch.bfloat16
+    with pytest.raises(InputError, match="for a window; accepted there is"):
+        run(Observations.from_frame(stations()), window=WINDOW)
+
+
 def test_times_of_a_window() -> None:
     assert window_times(WINDOW, 6.0).tolist() == TIMES.tolist()
     assert window_times(("2002-01-01T00Z", "2002-01-01"), 6.0).tolist() == [TIMES[0]]
