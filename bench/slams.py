@@ -2,7 +2,8 @@
 
 Temperature profiles of windows of states from degraded fields (``bench.cases.slams``): pixel SDA, the published latent
 setting, and ours. Scored are the state's channels in units of their climatological spread: the paper's metric
-(Wasserstein distance of the values, mean over levels), RMSE of the ensemble mean, CRPS, and the seconds a window takes.
+(Wasserstein distance of the values, mean over levels), RMSE of the ensemble mean and of the members (which does not
+depend on how many there are), CRPS, and the seconds that the members of a window take together.
 Packages are given by path: one for any number of modalities, or several, of which each serves its own number of them.
 
 Scores of a case are kept as it is done, so that an interrupted run goes on. One JSON line per degradation, way and
@@ -31,7 +32,7 @@ from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 
 PERIOD = ("2001-12-01", "2002-03-31")
-SCORES = ("wasserstein", "rmse", "crps")
+SCORES = ("wasserstein", "rmse", "member_rmse", "crps")
 
 Column = tuple[str, int]
 
@@ -55,31 +56,28 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("nature", type=Path, help="folder of the nature run")
     for way in WAYS:
         parser.add_argument(f"--{way}", nargs="+", type=Path, default=[], metavar="PACKAGE")
-    parser.add_argument(
-        "--steps", nargs="+", default=[], metavar="WAY=STEPS", help="noise levels, if not the way's own"
-    )
+    parser.add_argument("--steps", nargs="+", default=[], metavar="[WAY=]STEPS", help="if not the way's own")
     parser.add_argument("--cases", nargs="+", default=list(DEGRADATIONS), choices=list(DEGRADATIONS), metavar="CASE")
     parser.add_argument("--modalities", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--states", type=int, default=29)
-    parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--members", nargs="+", default=[], metavar="[WAY=]MEMBERS", help="4 if not given")
     parser.add_argument("--period", nargs=2, default=PERIOD, metavar=("FIRST", "LAST"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/slams"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.steps = _numbers(arguments.steps, "--steps")
+    arguments.members = dict.fromkeys(WAYS, 4) | _numbers(arguments.members, "--members")
+    return arguments
 
 
 def columns_of(arguments: argparse.Namespace) -> dict[Column, tuple[Way, Package, str]]:
     """By way and number of modalities: the way, its package, and the package's hash."""
-    steps = dict(text.split("=", 1) for text in arguments.steps)
-    unknown = sorted(set(steps) - set(WAYS))
-    if unknown:
-        raise InputError(f"--steps of {', '.join(unknown)} came; accepted: {', '.join(WAYS)}")
     columns: dict[Column, tuple[Way, Package, str]] = {}
     for name, way in WAYS.items():
-        if name in steps:
-            way = replace(way, sampler={**way.sampler, "steps": int(steps[name])})
+        if name in arguments.steps:
+            way = replace(way, sampler={**way.sampler, "steps": arguments.steps[name]})
         packages = {}
         for path in getattr(arguments, name):
             package = Package.load(path).to(arguments.device)
@@ -106,23 +104,21 @@ def run_cases(
     first = starts(pd.DatetimeIndex(data["time"].values), arguments.period, arguments.states, arguments.windows)
     for number, start in enumerate(first):
         for column, (way, package, digest) in columns.items():
-            truth = None
+            truth, M = None, arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
                 what = (
                     *asdict(degradation).values(),
                     way.latent,
                     sorted(way.sampler.items(), key=str),
-                    arguments.members,
+                    M,
                 )
                 file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(what)}.json"
                 kept = arguments.work / file
                 if not kept.exists():
                     truth = truth or truth_of(package, data, start, arguments.states)
-                    states, seconds = analysed(
-                        package, way, column[1], truth, degradation, members=arguments.members, seed=number
-                    )
-                    found = scores(package, states, truth) | {"seconds": seconds, "members": arguments.members}
+                    states, seconds = analysed(package, way, column[1], truth, degradation, members=M, seed=number)
+                    found = scores(package, states, truth) | {"seconds": seconds, "members": M}
                     kept.with_suffix(".partial").write_text(json.dumps(found))
                     os.replace(kept.with_suffix(".partial"), kept)
                 yield name, column, json.loads(kept.read_text())
@@ -136,8 +132,9 @@ def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[s
     row |= {"way": column[0], "modalities": column[1], "windows": len(mine), "members": mine[0]["members"]}
     for score in SCORES:
         levels = pd.DataFrame([found[score] for found in mine])
-        by_level = np.sqrt((levels**2).mean()) if score == "rmse" else levels.mean()
-        row[score] = float(np.sqrt((by_level**2).mean()) if score == "rmse" else by_level.mean())
+        root = score.endswith("rmse")
+        by_level = np.sqrt((levels**2).mean()) if root else levels.mean()
+        row[score] = float(np.sqrt((by_level**2).mean()) if root else by_level.mean())
         row[f"{score}_by_level"] = {level: round(float(value), 5) for level, value in by_level.items()}
     for score in ("rmse_by_lead", "crps_by_lead"):
         row[score] = np.mean([found[score] for found in mine], axis=0).round(5).tolist()
@@ -151,6 +148,18 @@ def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> p
     columns = list(dict.fromkeys(zip(frame["way"], frame["modalities"])))
     wide = frame.pivot(index="case", columns=["way", "modalities"], values=score)
     return wide.reindex(index=list(order), columns=pd.MultiIndex.from_tuples(columns, names=["way", "modalities"]))
+
+
+def _numbers(texts: Sequence[str], option: str) -> dict[str, int]:
+    """By way, from NUMBER for all of them or WAY=NUMBER."""
+    numbers: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if (name and name not in WAYS) or not number.isdecimal() or int(number) < 1:
+            raise InputError(f"{option} {text} came; accepted: a number of at least 1, by itself or after one of "
+                             f"{', '.join(f'{way}=' for way in WAYS)}")  # fmt: skip
+        numbers |= dict.fromkeys([name] if name else WAYS, int(number))
+    return numbers
 
 
 def _digest(what: Any) -> str:

@@ -67,7 +67,7 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     command = [
         tmp_path / "nature", "--pixel", pixel, "--published", bare, aided, "--ours", ours,
         "--steps", "pixel=2", "published=2", "ours=1", "--cases", "coarsen 8", "gap 4", "noise 4",
-        "--windows", 2, "--states", 5, "--members", 2, "--period", "2001-12-01", "2001-12-05",
+        "--windows", 2, "--states", 5, "--members", 2, "published=1", "--period", "2001-12-01", "2001-12-05",
         "--work", tmp_path / "work", "--output", tmp_path / "slams.jsonl",
     ]  # fmt: skip
     slams.main([str(argument) for argument in command])
@@ -76,11 +76,14 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert set(zip(rows["way"], rows["modalities"])) == columns
     assert len(rows) == 3 * len(columns)
     assert set(rows["windows"]) == {2}
+    assert dict(zip(rows["way"], rows["members"])) == {"pixel": 2, "published": 1, "ours": 2}
     for row in rows.to_dict("records"):
         assert list(row["wasserstein_by_level"]) == ["t850", "t500"]
         assert row["wasserstein"] == pytest.approx(np.mean(list(row["wasserstein_by_level"].values())), abs=1e-4)
         assert len(row["crps_by_lead"]) == 5
         assert row["seconds"] > 0
+        ratio = row["member_rmse"] / row["rmse"]
+        assert ratio > 1.001 if row["members"] > 1 else ratio == pytest.approx(1.0)
         assert np.isfinite([row["rmse"], row["crps"]]).all()
     # More observations, less error, whatever the untrained prior thinks.
     ours_rmse = rows[rows["way"] == "ours"].set_index(["case", "modalities"])["rmse"]
@@ -112,7 +115,8 @@ def test_windows_are_spread_over_the_period() -> None:
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ((), "no package came that serves"),
-    (("--steps", "mine=3"), "--steps of mine came"),
+    (("--steps", "mine=3"), "--steps mine=3 came"),
+    (("--pixel", "P", "--members", "ours=0"), "--members ours=0 came"),
 ])  # fmt: skip
 def test_what_the_command_takes(options: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):

@@ -1,5 +1,6 @@
 """Windows on xarray: the closed-form posterior in space and time, every observation accounted for, the program."""
 
+import json
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -248,6 +249,11 @@ def test_the_program_analyses_a_window(folder: Path, tmp_path: Path) -> None:
     assert analysis.attrs["settings"].startswith("DPS(")
     assert analysis.attrs["noise_levels"] == 3
     assert len(pd.read_csv(tmp_path / "A.departures.csv")) == 66
+    settings = ("--output", tmp_path / "B.nc", "--guidance", "none", "--steps", 2)
+    assert lsda("assimilate", folder / "package", *window, *inputs, *settings)[0] == 0
+    code, out, err = lsda("verify", tmp_path / "B.nc", folder / "run.nc", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["t850"]["wasserstein"] > 0
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

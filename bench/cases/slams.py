@@ -156,6 +156,7 @@ def scores(package: Package, states: np.ndarray, truth: Truth) -> dict[str, Any]
     found = {
         "wasserstein": wasserstein(x, y) / std,
         "rmse": rmse(x.mean(0), y, weights) / std,
+        "member_rmse": rmse(x, np.broadcast_to(y, x.shape), weights) / std,
         "crps": crps(x, y, weights) / std,
     }
     leads = by_lead(x, y, weights, std)
