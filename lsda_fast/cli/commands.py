@@ -29,7 +29,9 @@ app = typer.Typer(
 def train(
     data: Annotated[list[str], typer.Argument(help="States: netCDF, Zarr or GRIB; several files or a pattern.")],
     output: Annotated[Path, typer.Option(help="Folder of the package to write.")],
-    config: Annotated[str, typer.Option(help="A preset (tiny, small, nature, paper) or a YAML file.")] = "small",
+    config: Annotated[
+        str, typer.Option(help="A preset (tiny, small, nature, paper, slams_tiny) or a YAML file.")
+    ] = "small",
     train_period: Annotated[str | None, typer.Option("--train", help="Training period, FIRST/LAST.")] = None,
     validate_period: Annotated[str | None, typer.Option("--validate", help="Validation period, FIRST/LAST.")] = None,
     lead: Annotated[str | None, typer.Option(help="Lead of the forecast model, such as 24h.")] = None,
@@ -38,7 +40,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a package: autoencoder, forecast model, background statistics, denoiser."""
+    """Train a package: autoencoder, then forecast model, background statistics and denoiser, or a prior of windows."""
     from lsda_fast.datasets import open_states
     from lsda_fast.forecast import hours
     from lsda_fast.training.config import load_config
