@@ -13,19 +13,20 @@ import xarray as xr
 from torch import Tensor, nn
 
 from lsda_fast.diffusion.schedule import Schedule
-from lsda_fast.models import AUTOENCODERS, DENOISERS, FORECASTERS, WHITENINGS, Whitening
+from lsda_fast.errors import InputError
+from lsda_fast.models import DENOISERS, FORECASTERS, WHITENINGS, Whitening
 from lsda_fast.package import Architecture, Package
 from lsda_fast.training.architectures import (
-    autoencoder_architecture,
     denoiser_architecture,
     forecaster_architecture,
     whitening_architecture,
 )
+from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
 from lsda_fast.training.backgrounds import Pairs, background_pairs
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States, load_states
 from lsda_fast.training.loop import Log, Progress
-from lsda_fast.training.losses import autoencoder_loss, denoiser_loss, forecaster_loss
+from lsda_fast.training.losses import denoiser_loss, forecaster_loss
 from lsda_fast.training.work import Work, check_claim, claim
 
 __all__ = ["train"]
@@ -79,14 +80,15 @@ class _Run:
     def package(self, output: Path) -> Package:
         """Every stage, in order."""
         config, states = self.config, self.states
-        autoencoder, autoencoder_spec = self._autoencoder()
+        autoencoder, autoencoder_spec = train_autoencoder(states, config, self.work)
         forecaster, forecaster_spec, folds = self._forecaster()
         pairs, scores = background_pairs(states, autoencoder, folds, forecaster, config, self.work)
         self.scores |= scores
         whitening, whitening_spec = self._whitening(pairs)
         denoiser, denoiser_spec = self._denoiser(whitening, pairs)
         self._calibrate(whitening, pairs["validation"])
-        reconstruction = self._reconstruction(autoencoder)
+        lost, scores = reconstruction(autoencoder, states, self.device)
+        self.scores |= scores
         package = Package(
             states.layout,
             states.normalization,
@@ -99,25 +101,15 @@ class _Run:
                 "whitening": whitening_spec,
                 "denoiser": denoiser_spec,
             },
-            reconstruction,
+            lost,
             self._observation_std(),
             config.lead_hours,
             config.whitening.prior,
             self._provenance(),
+            states.modalities,
         )
         package.save(output, dtype=getattr(torch, config.storage))
         return Package.load(output)
-
-    @torch.no_grad()
-    def _reconstruction(self, autoencoder: Any) -> np.ndarray:
-        """Error of the autoencoder in the validation period, per channel."""
-        held = self.states.x[self.states.validation].to(self.device)
-        error = torch.cat(
-            [(autoencoder.decode(autoencoder.encode(x)) - x).square().mean((2, 3)) for x in held.split(64)]
-        )
-        reconstruction = error.mean(0).sqrt().cpu().numpy()
-        self.scores["reconstruction_rmse"] = float(np.sqrt(np.mean(reconstruction**2)))
-        return reconstruction
 
     def _observation_std(self) -> dict[str, float]:
         std = self.config.observation_std * np.asarray(self.states.normalization.std, float)
@@ -135,32 +127,10 @@ class _Run:
             "torch": torch.__version__.split("+")[0],
         }
 
-    def _autoencoder(self) -> tuple[Any, Architecture]:
-        c, states = self.config.autoencoder, self.states
-        architecture = autoencoder_architecture(self.config, states.layout)
-        module: Any = self.work.build(AUTOENCODERS, architecture, 1)
-
-        def run() -> None:
-            linear = module if architecture.name == "linear" else getattr(module, "linear", None)
-            if linear is not None:
-                linear.fit(states.x[states.train])
-            if architecture.name != "linear":
-                held = states.x[states.validation[:: max(1, len(states.validation) // 64)]].to(self.device)
-                self.work.fit(
-                    module,
-                    autoencoder_loss(states.x, states.train, c, self.device),
-                    len(states.train),
-                    c.optimization,
-                    "autoencoder",
-                    10,
-                    lambda m: (m.decode(m.encode(held)) - held).square().mean().item(),
-                )
-
-        self.work.stage(module, "autoencoder", run)
-        return module, architecture
-
     def _forecaster(self) -> tuple[nn.Module, Architecture, list[tuple[np.ndarray, nn.Module]]]:
         """The shipped model, trained on all of the training period, and the folds, each with its own model."""
+        if self.states.others or self.states.x.isnan().any():
+            raise InputError("the modalities have gaps or grids of their own, which a forecast model does not take")
         architecture = forecaster_architecture(self.config, self.states.layout)
         everything = self.states.pairs(self.states.train)
         module = self._one_forecaster(architecture, everything, "forecaster")
