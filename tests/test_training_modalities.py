@@ -202,7 +202,7 @@ def test_gaps_come_as_often_as_asked_and_never_take_everything() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Package, States]:
-    config = load_config("slams_tiny", lead_hours=6)
+    config = load_config("slams_tiny")
     folder = tmp_path_factory.mktemp("slams") / "package"
     return folder, train(nature(), config, folder), load_states(nature(), config)
 
@@ -229,7 +229,7 @@ def test_a_trained_package_takes_any_subset(trained: tuple[Path, Package, States
 
 def test_training_with_gaps_goes_on_to_the_same_weights(trained: tuple[Path, Package, States], tmp_path: Path) -> None:
     _, package, _ = trained
-    config = load_config("slams_tiny", lead_hours=6)
+    config = load_config("slams_tiny")
     often = config.model_copy(update={"checkpoint_minutes": 1e-9})
 
     def stop(stage: str, done: int, total: int, values: dict[str, Any]) -> None:
@@ -246,7 +246,6 @@ def test_training_with_gaps_goes_on_to_the_same_weights(trained: tuple[Path, Pac
 def test_the_published_network_is_trained_with_its_statistics(tmp_path: Path) -> None:
     few = {"steps": 6, "batch": 8, "validate_every": 2, "ema": 0}
     changes = {
-        "lead_hours": 6.0,
         "autoencoder": {"kind": "slams", "latent_channels": 5, "gaps": {"samples": 0.5}, "optimization": few},
     }
     values = load_config("slams_tiny").model_dump(by_alias=True) | changes

@@ -7,9 +7,16 @@ from lsda_fast.errors import InputError
 from lsda_fast.layout import StateLayout
 from lsda_fast.modalities import Modality
 from lsda_fast.package import Architecture
-from lsda_fast.training.config import TrainingConfig
+from lsda_fast.training.config import TrainingConfig, WindowConfig
 
-__all__ = ["autoencoder_architecture", "denoiser_architecture", "forecaster_architecture", "whitening_architecture"]
+__all__ = [
+    "autoencoder_architecture",
+    "denoiser_architecture",
+    "forecaster_architecture",
+    "trajectory_architecture",
+    "whitening_architecture",
+    "window_architecture",
+]
 
 
 def autoencoder_architecture(
@@ -21,6 +28,8 @@ def autoencoder_architecture(
         raise InputError(f"autoencoder kind {c.kind!r} takes neither modalities nor gaps; multimodal and slams do")
     if c.kl > 0 and c.kind != "vit":
         raise InputError(f"autoencoder kind {c.kind!r} has no moments for kl = {c.kl:g}; only `vit` has")
+    if c.kind == "identity":
+        return Architecture("identity", {"shape": list(layout.shape)})
     common: dict[str, Any] = {"shape": list(layout.shape), "latent_channels": c.latent_channels}
     linear = {**common, "patch": [c.patch, c.patch] if c.patch else None}
     if c.kind == "slams":
@@ -61,6 +70,19 @@ def denoiser_architecture(config: TrainingConfig, latent_shape: tuple[int, ...])
     if c.networks > 1:
         return Architecture("ensemble", {"networks": c.networks, **settings})
     return Architecture("transformer", settings)
+
+
+def trajectory_architecture(config: WindowConfig, layout: StateLayout, latent_shape: tuple[int, ...]) -> Architecture:
+    """The covariance of trajectories; zonal where the latent has longitudes all round."""
+    zonal = layout.grid.periodic and latent_shape[-1] > 1
+    return Architecture("stationary", {"latent_shape": list(latent_shape), "zonal": zonal, **config.trajectory})
+
+
+def window_architecture(config: WindowConfig, layout: StateLayout, latent_shape: tuple[int, ...]) -> Architecture:
+    """The network of windows."""
+    settings = {"latent_shape": list(latent_shape), "size": config.size, "prediction": config.prediction}
+    edges = _edges(layout) if config.kind == "unet" else {}
+    return Architecture(config.kind, settings | edges | config.settings)
 
 
 def _modalities(layout: StateLayout, modalities: Sequence[Modality]) -> dict[str, Any]:

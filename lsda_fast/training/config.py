@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsda_fast.errors import InputError
 
@@ -56,12 +56,19 @@ class GapConfig(Section):
 class AutoencoderConfig(Section):
     """State to latent and back."""
 
-    kind: Literal["linear", "convolutional", "vit", "residual_convolutional", "residual_vit", "multimodal", "slams"] = (
-        Field(
-            "linear",
-            description="Principal components, a network, or a network on top of principal components; multimodal: the "
-            "latter for inputs with gaps; slams: the published one.",
-        )
+    kind: Literal[
+        "linear",
+        "convolutional",
+        "vit",
+        "residual_convolutional",
+        "residual_vit",
+        "multimodal",
+        "slams",
+        "identity",
+    ] = Field(
+        "linear",
+        description="Principal components, a network, a network on top of principal components; multimodal: the latter "
+        "for inputs with gaps; slams: the published one; identity: none, the state itself.",
     )
     latent_channels: int = Field(64, ge=1, description="Numbers per latent place.")
     patch: int | None = Field(
@@ -139,6 +146,26 @@ class DenoiserConfig(Section):
     optimization: Optimization = Optimization()
 
 
+class WindowConfig(Section):
+    """The prior over trajectories, from windows of consecutive states; in the place of forecaster and denoiser."""
+
+    size: int = Field(5, ge=1, description="States of a window; odd.")
+    hours: float = Field(6.0, gt=0, description="Between one state and the next.")
+    kind: Literal["transformer", "unet"] = Field("transformer", description="The network; `unet` is the published.")
+    prediction: Literal["wiener", "eps", "x0", "v", "score"] = Field("wiener", description="What its output means.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the network.")
+    trajectory: dict[str, Any] = Field(
+        default_factory=dict, description="Rank, lags and reach of the covariance in space and time."
+    )
+    optimization: Optimization = Optimization()
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.size % 2 == 0:
+            raise ValueError(f"size {self.size} is even; accepted are odd sizes")
+        return self
+
+
 class ScheduleConfig(Section):
     """The noise schedule."""
 
@@ -182,6 +209,18 @@ class TrainingConfig(Section):
     whitening: WhiteningConfig = WhiteningConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
+    window: WindowConfig | None = Field(None, description="With it, the prior is one over trajectories.")
+
+    @model_validator(mode="after")
+    def _one_prior(self) -> Self:
+        others = ("lead_hours", "forecaster", "background", "whitening", "denoiser")
+        defaults = {name: type(self).model_fields[name].default for name in others}
+        set_ = [name for name in others if self.window and getattr(self, name) != defaults[name]]
+        if set_:
+            raise ValueError(
+                f"`window` came with {', '.join(set_)}; accepted is a prior over trajectories or the other"
+            )
+        return self
 
 
 def load_config(source: str | Path, **overrides: Any) -> TrainingConfig:

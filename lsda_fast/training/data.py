@@ -33,7 +33,7 @@ class States:
     train, validation : np.ndarray of int
         Indices into T.
     before : np.ndarray of int, shape (T,)
-        Index of the state one lead earlier, -1 where there is none.
+        Index of the state one lead (for trajectories one step) earlier, -1 where there is none.
     fingerprint : dict of str to str
         SHA-256 of the layout, the times and the values as they were read.
     modalities : tuple of Modality
@@ -66,6 +66,15 @@ class States:
         """Those of the indices that have a state one lead earlier inside the same set."""
         return indices[np.isin(self.before[indices], indices)]
 
+    def runs(self, indices: np.ndarray) -> list[Tensor]:
+        """The indices as trajectories, each of states that follow one another."""
+        runs: dict[int, list[int]] = {}
+        for i in indices.tolist():
+            run = runs.pop(int(self.before[i]), [])
+            run.append(i)
+            runs[i] = run
+        return [torch.tensor(run) for run in runs.values()]
+
 
 def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
     """Read, order, split and normalise (statistics of the training period alone).
@@ -84,15 +93,14 @@ def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
     values, times = values[whole], times[whole]
     train, validation = split(times, config.train, config.validate_)
     normalization = statistics(layout.names, values[train], config.normalization)
-    before = times.get_indexer(times - pd.Timedelta(hours=config.lead_hours))
+    hours = config.window.hours if config.window else config.lead_hours
+    before = times.get_indexer(times - pd.Timedelta(hours=hours))
     x = torch.from_numpy(normalization.normalize(values))
     digests = fingerprint(layout, times, values)
     states = States(layout, normalization, x, times, train, validation, before, digests)
     for name, indices, least in (("training", train, 2), ("validation", validation, 1)):
         if len(states.pairs(indices)) < least:
-            raise InputError(
-                f"no {name} states lie {config.lead_hours:g} h apart; the data's times are {times[0]} .. {times[-1]}"
-            )
+            raise InputError(f"no {name} states lie {hours:g} h apart; the data's times are {times[0]} .. {times[-1]}")
     return _with_modalities(states, dataset, config) if config.modalities else states
 
 

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.models import FullWhitening
 from lsda_fast.models.convolutional import kl_divergence
+from lsda_fast.models.stationary import TrajectoryCovariance
 from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig, GapConfig
 from lsda_fast.training.data import States
 from lsda_fast.training.gaps import with_gaps
 from lsda_fast.training.loop import Loss
-from lsda_fast.training.noising import draw_levels, noised, training_weight
+from lsda_fast.training.noising import draw_levels, noised, noised_windows, training_weight
 
-__all__ = ["autoencoder_loss", "denoiser_loss", "encoded", "forecaster_loss", "shown", "squared_error"]
+__all__ = [
+    "autoencoder_loss", "denoiser_loss", "encoded", "forecaster_loss", "shown", "squared_error", "window_loss",
+]  # fmt: skip
 
 
 def autoencoder_loss(x: Tensor, train: np.ndarray, config: AutoencoderConfig, device: torch.device) -> Loss:
@@ -111,5 +114,29 @@ def denoiser_loss(
         networks = getattr(module, "networks", [module]) if module.training else [module]
         error = sum((network.predict(scaled, log_rho, z_b, season) - target).square() for network in networks)
         return (level_weight * weight * error)[:, : module.leading].mean() / len(networks)
+
+    return loss
+
+
+def window_loss(
+    v: Tensor,
+    seasons: Tensor,
+    windows: Tensor,
+    schedule: Schedule,
+    prediction: str,
+    covariance: TrajectoryCovariance | None,
+    device: torch.device,
+) -> Loss:
+    """Denoising of windows, given as indices (n, size) into v (N, *latent) and their ``seasons`` (N, 4)."""
+
+    def loss(module: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
+        states = windows[indices]
+        z = v[states].to(device)
+        levels = draw_levels(schedule, prediction, len(z), generator)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        scaled, log_rho, target = noised_windows(z, noise, levels, prediction, covariance)
+        season = seasons[states[:, states.shape[1] // 2]].to(device)
+        error = (module.predict(scaled, log_rho, season) - target).square()
+        return (training_weight(prediction, levels.like(z)) * error).mean()
 
     return loss

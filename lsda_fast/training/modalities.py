@@ -51,7 +51,9 @@ def load_modality(
     found = np.unique(index[index >= 0])
     values = np.full((len(times), *layout.shape), np.nan, np.float32)
     if found.size:
-        read = layout.to_array(source.isel(time=found), missing="mask")
+        # A slice is read lazily as it is; a list of times is not.
+        chosen = slice(found[0], found[-1] + 1) if len(found) == found[-1] + 1 - found[0] else found
+        read = layout.to_array(source.isel(time=chosen), missing="mask")
         values[index >= 0] = read[np.searchsorted(found, index[index >= 0])]
     if not np.isfinite(values[train]).any(axis=(0, 2, 3)).all():
         raise InputError(

@@ -17,8 +17,9 @@ def in_time_order(dataset: xr.Dataset) -> tuple[xr.Dataset, pd.DatetimeIndex]:
         raise InputError(
             f"training data have dimensions {tuple(dataset.dims)}; accepted are states with `time`, without `member`"
         )
-    dataset = dataset.sortby("time")
     times = pd.DatetimeIndex(dataset["time"].values)
+    if not times.is_monotonic_increasing:
+        dataset, times = dataset.sortby("time"), times.sort_values()
     if times.has_duplicates:
         raise InputError(f"training data have time {times[times.duplicated()][0]} twice; accepted are different times")
     return dataset, times
