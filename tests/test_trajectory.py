@@ -11,10 +11,18 @@ from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization
 from lsda_fast.guidance import DPS, MMPS, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.layout import StateLayout
-from lsda_fast.models import WINDOWS, IdentityAutoencoder, StationaryTrajectories, WindowUNet, build
+from lsda_fast.models import (
+    WINDOWS,
+    IdentityAutoencoder,
+    ResidualAutoencoder,
+    StationaryTrajectories,
+    WindowUNet,
+    build,
+)
 from lsda_fast.models.window_input import window_input
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.package import Architecture, Package
+from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
 from lsda_fast.prior import Derivative
 from lsda_fast.sampler import Sampler
 from lsda_fast.trajectory import Composed, Window
@@ -300,3 +308,42 @@ def test_window_networks(name, settings, prediction, shape):
         steps = 2 ** (len(settings["hidden"]) - 1)
         roll = partial(torch.roll, shifts=steps, dims=-1)
         torch.testing.assert_close(network.predict(roll(given.scaled), given.log_rho), roll(F), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(chunk):
+    """Value, products and departures, with times that are not observed and points of no weight."""
+    torch.manual_seed(0)
+    shape, latent = (2, 6, 8), (5, 3, 4)
+    residual = {"name": "convolutional", "shape": shape, "latent_channels": 5, "patch": 2, "width": 8, "depth": 1}
+    linear = {"shape": shape, "latent_channels": 5, "patch": (2, 2)}
+    model = StationaryTrajectories(latent).double()
+    model.std.uniform_(0.5, 2.0)
+    autoencoder = ResidualAutoencoder(linear, residual | {"fine_width": 8}).double().requires_grad_(False)
+    T, P = 6, 12
+    index = torch.randint(2 * 96, (P, 3)) + 96 * torch.tensor([1, 4]).repeat(P // 2)[:, None]
+    weight = torch.rand(P, 3, dtype=torch.float64)
+    index[0, 1], weight[0, 1] = 0, 0.0
+    operator = SparseAffine(index, weight, torch.rand(P, dtype=torch.float64), (T * 2, 6, 8))
+    plain, headed = (TrajectoryDecoder(autoencoder, model, T, chunk, headed) for headed in (False, True))
+    v, d = torch.randn(2, 2, T, *latent, dtype=torch.float64)
+    r, y = torch.randn(2, P, dtype=torch.float64), torch.randn(P, dtype=torch.float64)
+    states = torch.stack([autoencoder.decode(model.restore(v[:, t])) for t in range(T)], dim=1)
+    whole = Derivative.of(lambda v: operator(plain(v)), v)
+    torch.testing.assert_close(whole.value, operator(states.flatten(1, 2)))
+    for decode in (plain, headed):
+        observed = decode.observe(operator)
+        assert observed is decode.observe(operator)
+        got = Derivative.of(observed, v)
+        for a, b in (
+            (observed(v), whole.value),
+            (got.value, whole.value),
+            (got.jvp(d), whole.jvp(d)),
+            (got.vjp(r), whole.vjp(r)),
+        ):
+            torch.testing.assert_close(a, b)
+    (departures, *_), (jvp, _) = headed.observe(operator).departures(
+        v, y, precision=torch.full_like(y, 2.0), noise=None, robust=None
+    )
+    torch.testing.assert_close(departures, 2.0 * (whole.value - y))
+    torch.testing.assert_close(jvp(d), whole.jvp(d))

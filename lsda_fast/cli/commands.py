@@ -41,7 +41,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a package: autoencoder, forecast model, background statistics, denoiser."""
+    """Train a package: autoencoder, then forecast model, background statistics and denoiser, or a prior of windows."""
     from lsda_fast.datasets import open_states
     from lsda_fast.forecast import hours
     from lsda_fast.training.config import load_config

@@ -18,12 +18,13 @@ def describe(package: Package) -> dict[str, str]:
         "latent": " x ".join(map(str, package.latent_shape)),
         "schedule": repr(package.schedule),
         "prediction": package.prediction + (", whitened by the background error" if package.whitened else ""),
-        "forecast lead": f"{package.lead_hours:g} h",
     }
     for modality in package.modalities:
         rows[f"modality {modality.name}"] = _modality(modality)
-    if package.window is not None:
-        rows["window"] = f"{package.window.size} states, {package.window.hours:g} h apart"
+    if package.window:
+        rows["window"] = f"{package.window.size} states, {package.window.hours:g} h from one to the next"
+    else:
+        rows["forecast lead"] = f"{package.lead_hours:g} h"
     for name, module in package.modules.items():
         count = sum(p.numel() for p in module.parameters())
         rows[name] = f"{package.architectures[name].name}, {count / 1e6:.2f} M parameters"

@@ -217,6 +217,7 @@ class Package:
         season: Tensor | None = None,
         correction: bool = True,
         chunk: int = 64,
+        fused: bool = False,
     ) -> Prior:
         """The prior over trajectories of ``length`` states (T), without a background.
 
@@ -235,6 +236,8 @@ class Package:
             optimal interpolation in space and time in the latent.
         chunk : int
             Windows that go through the denoiser together, and latents through the decoder: what bounds the memory.
+        fused : bool
+            Whether stencils observe through the decoder's head, and networks run through the fused operations.
 
         Raises
         ------
@@ -242,7 +245,9 @@ class Package:
             A package that has no denoiser of windows, fewer states than a window has, other shapes, or
             ``correction=False`` for a package without a linear-Gaussian model.
         """
-        return trajectory_prior(self, length, origin=origin, season=season, correction=correction, chunk=chunk)
+        return trajectory_prior(
+            self, length, origin=origin, season=season, correction=correction, chunk=chunk, fused=fused
+        )
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write the package; an existing one is replaced only when the new one is whole.

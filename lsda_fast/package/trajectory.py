@@ -24,6 +24,8 @@ from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import StationaryTrajectories, TrajectoryCovariance
+from lsda_fast.models.decoder_derivatives import has_derivatives
+from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.window_input import window_input
 from lsda_fast.package.external import External
 from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
@@ -45,6 +47,7 @@ def trajectory_prior(
     season: Tensor | None = None,
     correction: bool = True,
     chunk: int = 64,
+    fused: bool = False,
 ) -> Prior:
     """The prior over trajectories; see ``Package.trajectory``."""
     if package.window is None:
@@ -63,11 +66,12 @@ def trajectory_prior(
     place = lambda t: t if t is None else t.to(package.device, package.dtype)  # noqa: E731
     origin, season = place(origin), place(season)
     covariance = None if model is None else model.covariance(length)
-    decode = TrajectoryDecoder(package.autoencoder, model, length, chunk)
+    headed = fused and has_derivatives(package.autoencoder)
+    decode = TrajectoryDecoder(package.autoencoder, model, length, chunk, headed)
     return Prior(
         package.schedule,
         shape,
-        _denoiser(package, covariance, season, chunk) if correction else _Denoiser(covariance, None),
+        _denoiser(package, covariance, season, chunk, fused) if correction else _Denoiser(covariance, None),
         decode,
         encode=decode.encode,
         variance=None if model is None else model.variance().expand(shape).contiguous(),
@@ -115,10 +119,12 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _denoiser(
-    package: "Package", covariance: TrajectoryCovariance | None, season: Tensor | None, chunk: int
+    package: "Package", covariance: TrajectoryCovariance | None, season: Tensor | None, chunk: int, fused: bool
 ) -> _Denoiser:
     window, network = package.window, package.modules["window"]
     assert window is not None
+    if fused and not isinstance(network, External):
+        network = fused_network(network)
     corrects = package.prediction == "wiener"
     model = package.modules.get("trajectory")
     base = model.covariance(window.size) if corrects and isinstance(model, StationaryTrajectories) else None
