@@ -51,6 +51,7 @@ MODELS = {
         "linear": LINEAR,
         "residual": convolution(periodic=True),
         "modalities": {"all": {"channels": [0, 1, 2]}, "other": {"channels": 2}},
+        "units": [1.0, 8.0, 0.5],
     },
     "5 x 5, global": {"name": "slams", "shape": SHAPE},
 }

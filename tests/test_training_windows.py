@@ -68,13 +68,15 @@ def test_runs_end_where_a_state_is_missing():
 
 def test_the_tiny_preset_makes_a_package_that_analyses_a_trajectory(tmp_path: Path):
     assert "slams_tiny" in PRESETS
-    package = train(STATES, load_config("slams_tiny"), tmp_path / "package")
+    changes: dict[str, Any] = {"variables": ["t850", "olr"], "modalities": {}, "autoencoder": {"latent_channels": 12}}
+    tiny = load_config("slams_tiny", **changes)
+    package = train(STATES, tiny, tmp_path / "package")
     assert package.window == Window(5, 6.0)
     assert not {"forecaster", "whitening", "denoiser"} & package.modules.keys()
     scores = package.provenance["scores"]
     assert scores["window_validation"] < scores["window_validation_at_start"]
     T, (C, H, W) = 9, package.layout.shape
-    states = load_states(STATES, load_config("slams_tiny"))
+    states = load_states(STATES, tiny)
     truth = states.x[states.validation[:T]].reshape(1, T * C, H, W)
     index = torch.randperm(T * C * H * W, generator=torch.Generator().manual_seed(0))[:200, None]
     operator = SparseAffine(index, torch.ones(200, 1), torch.zeros(200), (T * C, H, W))

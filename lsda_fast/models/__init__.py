@@ -52,9 +52,9 @@ AUTOENCODERS: dict[str, type[nn.Module]] = {
     "convolutional": ConvolutionalAutoencoder,
     "vit": ViTAutoencoder,
     "residual": ResidualAutoencoder,
-    "identity": IdentityAutoencoder,
     "multimodal": MultimodalAutoencoder,
     "slams": SlamsAutoencoder,
+    "identity": IdentityAutoencoder,
 }
 DENOISERS: dict[str, type[nn.Module]] = {"ensemble": EnsembleDenoiser, "transformer": TransformerDenoiser}
 WHITENINGS: dict[str, type[nn.Module]] = {

@@ -277,7 +277,7 @@ class Package:
             "observation_std": self.observation_std,
             "provenance": self.provenance,
             "modalities": [modality.to_dict() for modality in self.modalities],
-            "window": self.window and self.window.to_dict(),
+            "window": self.window.to_dict() if self.window else None,
         }
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lsda_fast.diffusion.schedule import Schedule
+from lsda_fast.errors import InputError
 from lsda_fast.models import DENOISERS, FORECASTERS, WHITENINGS, Whitening
 from lsda_fast.package import Architecture
 from lsda_fast.training.architectures import denoiser_architecture, forecaster_architecture, whitening_architecture
@@ -49,6 +50,8 @@ class _Run:
 
     def _forecaster(self) -> tuple[nn.Module, Architecture, list[tuple[np.ndarray, nn.Module]]]:
         """The shipped model, trained on all of the training period, and the folds, each with its own model."""
+        if self.states.others or self.states.x.isnan().any():
+            raise InputError("the modalities have gaps or grids of their own, which a forecast model does not take")
         architecture = forecaster_architecture(self.config, self.states.layout)
         everything = self.states.pairs(self.states.train)
         module = self._one_forecaster(architecture, everything, "forecaster")

@@ -12,14 +12,12 @@ import torch
 import xarray as xr
 
 from lsda_fast.diffusion.schedule import Schedule
-from lsda_fast.models import AUTOENCODERS
-from lsda_fast.package import Architecture, Package
-from lsda_fast.training.architectures import autoencoder_architecture
+from lsda_fast.package import Package
+from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
 from lsda_fast.training.background_prior import background_prior
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States, load_states
 from lsda_fast.training.loop import Log, Progress
-from lsda_fast.training.losses import autoencoder_loss
 from lsda_fast.training.window_prior import window_prior
 from lsda_fast.training.work import Work, check_claim, claim
 from lsda_fast.trajectory import Window
@@ -75,9 +73,10 @@ class _Run:
     def package(self, output: Path) -> Package:
         """Every stage, in order."""
         config, states = self.config, self.states
-        autoencoder, spec = self._autoencoder()
+        autoencoder, spec = train_autoencoder(states, config, self.work)
         made = (window_prior if config.window else background_prior)(states, autoencoder, config, self.work)
-        self.scores |= made.scores
+        error, scores = reconstruction(autoencoder, states, self.device)
+        self.scores |= made.scores | scores
         package = Package(
             states.layout,
             states.normalization,
@@ -85,26 +84,16 @@ class _Run:
             config.window.prediction if config.window else config.denoiser.prediction,
             {"autoencoder": autoencoder, **made.modules},
             {"autoencoder": spec, **made.architectures},
-            self._reconstruction(autoencoder),
+            error,
             self._observation_std(),
             config.lead_hours,
             config.whitening.prior and not config.window,
             self._provenance(),
+            states.modalities,
             window=Window(config.window.size, config.window.hours) if config.window else None,
         )
         package.save(output, dtype=getattr(torch, config.storage))
         return Package.load(output)
-
-    @torch.no_grad()
-    def _reconstruction(self, autoencoder: Any) -> np.ndarray:
-        """Error of the autoencoder in the validation period, per channel."""
-        held = self.states.x[self.states.validation].to(self.device)
-        error = torch.cat(
-            [(autoencoder.decode(autoencoder.encode(x)) - x).square().mean((2, 3)) for x in held.split(64)]
-        )
-        reconstruction = error.mean(0).sqrt().cpu().numpy()
-        self.scores["reconstruction_rmse"] = float(np.sqrt(np.mean(reconstruction**2)))
-        return reconstruction
 
     def _observation_std(self) -> dict[str, float]:
         std = self.config.observation_std * np.asarray(self.states.normalization.std, float)
@@ -121,27 +110,3 @@ class _Run:
             "scores": {key: round(value, 6) for key, value in self.scores.items()},
             "torch": torch.__version__.split("+")[0],
         }
-
-    def _autoencoder(self) -> tuple[Any, Architecture]:
-        c, states = self.config.autoencoder, self.states
-        architecture = autoencoder_architecture(self.config, states.layout)
-        module: Any = self.work.build(AUTOENCODERS, architecture, 1)
-
-        def run() -> None:
-            linear = module if architecture.name == "linear" else getattr(module, "linear", None)
-            if linear is not None:
-                linear.fit(states.x[states.train])
-            if architecture.name != "linear":
-                held = states.x[states.validation[:: max(1, len(states.validation) // 64)]].to(self.device)
-                self.work.fit(
-                    module,
-                    autoencoder_loss(states.x, states.train, c, self.device),
-                    len(states.train),
-                    c.optimization,
-                    "autoencoder",
-                    10,
-                    lambda m: (m.decode(m.encode(held)) - held).square().mean().item(),
-                )
-
-        self.work.stage(module, "autoencoder", run)
-        return module, architecture

@@ -12,6 +12,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.layout import StateLayout
 from lsda_fast.models import TRAJECTORIES, WINDOWS
 from lsda_fast.training.architectures import trajectory_architecture, window_architecture
+from lsda_fast.training.autoencoder import latents as latents_of
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States
 from lsda_fast.training.losses import window_loss
@@ -22,10 +23,8 @@ __all__ = ["fit_windows", "window_prior"]
 
 def window_prior(states: States, autoencoder: Any, config: TrainingConfig, work: Work) -> Made:
     """Covariance and network, for the latents of the states."""
-    with torch.no_grad():
-        latents = torch.cat([autoencoder.encode(x.to(work.device)).cpu() for x in states.x.split(64)])
     runs = {"train": states.runs(states.train), "validation": states.runs(states.validation)}
-    return fit_windows(latents, states.calendar, runs, states.layout, config, work)
+    return fit_windows(latents_of(autoencoder, states, work.device), states.calendar, runs, states.layout, config, work)
 
 
 def fit_windows(
