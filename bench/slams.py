@@ -107,13 +107,7 @@ def run_cases(
             truth, M = None, arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
-                what = (
-                    *asdict(degradation).values(),
-                    way.latent,
-                    sorted(way.sampler.items(), key=str),
-                    M,
-                )
-                file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(what)}.json"
+                file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(degradation, way, M)}.json"
                 kept = arguments.work / file
                 if not kept.exists():
                     truth = truth or truth_of(package, data, start, arguments.states)
@@ -162,7 +156,7 @@ def _numbers(texts: Sequence[str], option: str) -> dict[str, int]:
     return numbers
 
 
-def _digest(what: Any) -> str:
+def _digest(*what: Any) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 

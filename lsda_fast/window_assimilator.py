@@ -35,8 +35,8 @@ Period = tuple[str, str]
 class WindowAssimilator(Assimilation):
     """Assimilate observations of a window with a package that has a prior of trajectories.
 
-    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU. The fused
-    backend is that of the native operations alone: networks run as they are, in the package's own precision.
+    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU, and the
+    precision is the package's own.
     """
 
     def __call__(
@@ -149,6 +149,7 @@ class WindowAssimilator(Assimilation):
             origin=None if x_b is None else self._origin(x_b),
             season=torch.from_numpy(calendar(times)),
             correction=self.correction,
+            fused=self.backend.name == "fused",
         )
         return Case(prior, self._padded(observed), observed, reasons)
 

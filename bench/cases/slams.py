@@ -1,8 +1,9 @@
 """SLAMS' experiments on one window: what is degraded, the ways to observe, the analysis, its scores.
 
 Ways: ``pixel`` is SDA in the space of states, ``published`` SLAMS as its code has it (latents of the truth are degraded
-and observed), both with the published sampler; ``ours`` observes the degraded fields through the decoder. Extra
-modalities are degraded as the state is; a package is asked for fewer than it has by leaving them out (NaN).
+and observed), both with the published sampler in the reference path; ``ours`` observes the degraded fields
+through the decoder. Extra modalities are degraded as the state is; a package is asked for fewer than it has by leaving
+them out (NaN).
 """
 
 import time
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lsda_fast.calendar import calendar
 from lsda_fast.degradations import Degradation
+from lsda_fast.engine.backend import choose_backend
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.latent_observations import degraded_latents, in_latent
@@ -50,15 +52,18 @@ class Way:
         Whether latents are observed, or states.
     sampler : mapping
         Arguments of ``Sampler``.
+    backend : str
+        As for ``Assimilator``.
     """
 
     latent: bool
     sampler: Mapping[str, Any]
+    backend: str
 
 
 WAYS = {
-    "pixel": Way(False, sampler_preset("slams_published")),
-    "published": Way(True, sampler_preset("slams_published")),
+    "pixel": Way(False, sampler_preset("slams_published"), "reference"),
+    "published": Way(True, sampler_preset("slams_published"), "reference"),
     "ours": Way(
         False,
         {
@@ -67,6 +72,7 @@ WAYS = {
             ),
             "steps": 4,
         },
+        "auto",
     ),
 }
 
@@ -133,16 +139,19 @@ def analysed(
     """States (M, T, C, H, W) of the window with ``count`` extra modalities, and the seconds from observations on."""
     extras = Extras.of(package)
     observed = _latent(package, extras, count, truth, degradation, seed) if way.latent else None
+    backend = choose_backend(way.backend, package)
     begin = time.perf_counter()
-    prior = package.trajectory(len(truth.times), season=torch.from_numpy(calendar(truth.times)))
-    if observed is None:
-        likelihood = _physical(package, extras.channels(package, count), truth, degradation, seed)
-        sampled = prior
-    else:
-        likelihood, sampled = observed, in_latent(prior)
-    sampler = Sampler(**_fitting(way.sampler, prior), block=members)
-    z = sampler(sampled, likelihood, members=members, seed=seed).z
-    x = torch.cat([prior.decode(member[None]) for member in z]).unflatten(1, (len(truth.times), -1))
+    with backend.kernels():
+        season = torch.from_numpy(calendar(truth.times))
+        prior = package.trajectory(len(truth.times), season=season, fused=backend.name == "fused")
+        if observed is None:
+            likelihood = _physical(package, extras.channels(package, count), truth, degradation, seed)
+            sampled = prior
+        else:
+            likelihood, sampled = observed, in_latent(prior)
+        sampler = Sampler(**_fitting(way.sampler, prior), block=members)
+        z = sampler(sampled, likelihood, members=members, seed=seed).z
+        x = torch.cat([prior.decode(member[None]) for member in z]).unflatten(1, (len(truth.times), -1))
     states = package.denormalize(x)
     return states, time.perf_counter() - begin
 
