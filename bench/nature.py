@@ -1,8 +1,10 @@
 """The nature run behind the built-in package: a global atmosphere from JAX-GCM with SPEEDY physics.
 
 An aquaplanet at T31 (96 x 48 Gaussian grid, 8 sigma levels, 30-minute step) is integrated, saved every six hours and
-interpolated in log pressure to the levels below. It resumes where it stopped: every chunk of days is one netCDF file,
-written atomically beside the model's checkpoint. The generator has its own environment (``make nature-env``).
+interpolated in log pressure to the levels below, which lie below the model's top level (sigma 0.025). Precipitation and
+outgoing long-wave radiation are those of the state's own time step, not means. It resumes where it stopped: every chunk
+of days is one netCDF file, written atomically beside the model's checkpoint. The generator has its own environment
+(``make nature-env``).
 
     python bench/nature.py --output runs/nature --days 720 --spin-up 90
 
@@ -19,6 +21,7 @@ import xarray as xr
 
 LEVELS = (925, 850, 700, 500, 300, 200, 100)  # hPa
 HUMID_LEVELS = (925, 850, 700, 500)
+THERMAL_LEVELS = (600, 400, 50)  # temperature has these too
 P0 = 1.0e5  # Pa: JAX-GCM's unit of surface pressure
 ATTRIBUTES = {
     "z": ("geopotential", "m2 s-2"),
@@ -27,6 +30,8 @@ ATTRIBUTES = {
     "v": ("northward_wind", "m s-1"),
     "q": ("specific_humidity", "kg kg-1"),
     "sp": ("surface_air_pressure", "Pa"),
+    "precipitation": ("precipitation_flux", "kg m-2 s-1"),
+    "olr": ("toa_outgoing_longwave_flux", "W m-2"),
 }
 SOURCES = {
     "z": "geopotential",
@@ -38,40 +43,57 @@ SOURCES = {
 
 
 def to_pressure_levels(native: xr.Dataset) -> xr.Dataset:
-    """Interpolate sigma-level fields linearly in log pressure; ``q`` keeps the lower levels only."""
-    surface_pressure = native["normalized_surface_pressure"].transpose("time", "lat", "lon") * P0
+    """Interpolate sigma-level fields linearly in log pressure; ``q`` keeps the lower levels only.
+
+    A level below the lowest sigma level is extrapolated from the lowest two.
+    """
+    surface_pressure = _flat(native["normalized_surface_pressure"]) * P0
     order = np.argsort(native["level"].values)
-    sigma = native["level"].values[order]
-    log_p = np.log(sigma)[None, :, None, None] + np.log(surface_pressure.values)[:, None]
-    out: dict[str, xr.DataArray] = {}
+    log_p = np.log(native["level"].values[order])[None, :, None, None] + np.log(surface_pressure)[:, None]
+    columns = {
+        name: native[source].transpose("time", "level", "lat", "lon").values[:, order]
+        for name, source in SOURCES.items()
+    }
+    wanted = [(name, level) for name in SOURCES for level in (HUMID_LEVELS if name == "q" else LEVELS)]
+    out = {
+        f"{name}{level}": _variable(name, _at(level, columns[name], log_p), pressure_level=level)
+        for name, level in wanted
+    }
+    out["sp"] = _variable("sp", surface_pressure)
+    for level in THERMAL_LEVELS:
+        out[f"t{level}"] = _variable("t", _at(level, columns["t"], log_p), pressure_level=level)
+    grams = _flat(native["convection.precnv"]) + _flat(native["condensation.precls"])
+    out["precipitation"] = _variable("precipitation", np.maximum(grams, 0) / 1000, cell_methods="time: point")
+    out["olr"] = _variable("olr", _flat(native["longwave_rad.ftop"]), cell_methods="time: point")
     coords = {"time": native["time"].values, "latitude": native["lat"].values, "longitude": native["lon"].values}
-    for name, source in SOURCES.items():
-        field = native[source].transpose("time", "level", "lat", "lon").values[:, order]
-        levels = HUMID_LEVELS if name == "q" else LEVELS
-        for level in levels:
-            target = np.log(level * 100.0)
-            upper = np.clip((log_p < target).sum(axis=1), 1, len(sigma) - 1)[:, None]
-            lower = upper - 1
-            p0, p1 = np.take_along_axis(log_p, lower, 1), np.take_along_axis(log_p, upper, 1)
-            x0, x1 = np.take_along_axis(field, lower, 1), np.take_along_axis(field, upper, 1)
-            value = (x0 + (x1 - x0) * (target - p0) / (p1 - p0))[:, 0]
-            standard_name, units = ATTRIBUTES[name]
-            out[f"{name}{level}"] = xr.DataArray(
-                value.astype(np.float32),
-                dims=("time", "latitude", "longitude"),
-                attrs={"standard_name": standard_name, "units": units, "pressure_level": level},
-            )
-    standard_name, units = ATTRIBUTES["sp"]
-    out["sp"] = xr.DataArray(
-        surface_pressure.values.astype(np.float32),
-        dims=("time", "latitude", "longitude"),
-        attrs={"standard_name": standard_name, "units": units},
-    )
     dataset = xr.Dataset(out, coords=coords)
     dataset["latitude"].attrs = {"standard_name": "latitude", "units": "degrees_north"}
     dataset["longitude"].attrs = {"standard_name": "longitude", "units": "degrees_east"}
     dataset.attrs = {"Conventions": "CF-1.11", "source": "JAX-GCM, SPEEDY physics, aquaplanet, T31L8"}
     return dataset
+
+
+def _flat(array: xr.DataArray) -> np.ndarray:
+    return array.transpose("time", "lat", "lon").values
+
+
+def _at(level: int, field: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    """The field (time, level, ...) at a pressure in hPa, linear in the logarithm of pressure."""
+    target = np.log(level * 100.0)
+    upper = np.clip((log_p < target).sum(axis=1), 1, log_p.shape[1] - 1)[:, None]
+    lower = upper - 1
+    p0, p1 = np.take_along_axis(log_p, lower, 1), np.take_along_axis(log_p, upper, 1)
+    x0, x1 = np.take_along_axis(field, lower, 1), np.take_along_axis(field, upper, 1)
+    return (x0 + (x1 - x0) * (target - p0) / (p1 - p0))[:, 0]
+
+
+def _variable(name: str, values: np.ndarray, **attrs: object) -> xr.DataArray:
+    standard_name, units = ATTRIBUTES[name]
+    return xr.DataArray(
+        values.astype(np.float32),
+        dims=("time", "latitude", "longitude"),
+        attrs={"standard_name": standard_name, "units": units, **attrs},
+    )
 
 
 def write_atomically(dataset: xr.Dataset, path: Path) -> None:

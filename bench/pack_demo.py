@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     arguments = parser.parse_args()
     package = Package.load(arguments.package)
-    nature = open_states(str(arguments.nature / "states_*.nc"))
+    nature = open_states(str(arguments.nature / "states_*.nc"))[list(package.layout.names)]
     lead = pd.Timedelta(hours=package.lead_hours)
     scale = package.provenance["configuration"]["background"]["perturbation"]
     states = []

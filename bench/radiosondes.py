@@ -66,7 +66,7 @@ def withheld_departures(
         result = Assimilator(package, GUIDANCE)(background, table.select(used, "withheld"), members=members, seed=0)
         others = ObservationOperator.stations(table.select(~used), package.layout, package.normalization)
         departure = {}
-        for name, state in (("O-B", result.background), ("O-A", result.mean)):
+        for name, state in (("O-B", result.before), ("O-A", result.mean)):
             x = package.normalize(package.layout.to_array(state))
             d = (others.values - others(x[None])[0].numpy()) / others.std
             departure[name] = float(np.sqrt(np.mean(d**2)))

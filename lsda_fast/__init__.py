@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lsda_fast.package import Package
     from lsda_fast.prior import Prior
     from lsda_fast.sampler import Sampler
+    from lsda_fast.window_assimilator import WindowAssimilator
 
     __version__: str
 
@@ -67,6 +68,7 @@ __all__ = [
     "Schedule",
     "StateLayout",
     "VariationalQC",
+    "WindowAssimilator",
     "open_states",
 ]
 
@@ -94,6 +96,7 @@ _MODULES = {
     "package": ("Package",),
     "prior": ("Prior",),
     "sampler": ("Sampler",),
+    "window_assimilator": ("WindowAssimilator",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from lsda_fast.datasets import write_dataset
+from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
 from lsda_fast.observations import Observations
 
@@ -37,9 +38,9 @@ class Analysis:
     Parameters
     ----------
     analysis : xr.Dataset
-        (member, [level,] latitude, longitude), CF attributes.
-    background : xr.Dataset
-        The background on the package's grid.
+        ([time,] member, [level,] latitude, longitude), CF attributes.
+    background : xr.Dataset or None
+        The background on the package's grid, where there was one.
     departures : pd.DataFrame
         One row per observation that came, with columns observation, time, latitude, longitude, variable, level,
         value, std, O-B, O-A, weight, used, reason.
@@ -51,7 +52,7 @@ class Analysis:
     """
 
     analysis: xr.Dataset
-    background: xr.Dataset
+    background: xr.Dataset | None
     departures: pd.DataFrame
     evaluations: Counter[str]
     seconds: float
@@ -66,6 +67,13 @@ class Analysis:
     def mean(self) -> xr.Dataset:
         """Ensemble mean."""
         return self.analysis.mean("member", keep_attrs=True)
+
+    @property
+    def before(self) -> xr.Dataset:
+        """The background of an analysis of one state; InputError for a window, or without a background."""
+        if self.background is None or "time" in self.background.dims:
+            raise InputError("an analysis of a window, or without a background, came; accepted is one of a background")
+        return self.background
 
     def rewards(self, package: "Package", rewards: Any = "physics", **options: Any) -> pd.DataFrame:
         """Rewards of every member: see `lsda_fast.alignment.best_of.reward_table`."""
@@ -108,13 +116,17 @@ def departure_table(
     observations: Observations,
     reasons: np.ndarray,
     likelihood: Likelihood,
-    x_b: torch.Tensor,
+    x_b: torch.Tensor | None,
     x_a: torch.Tensor,
 ) -> pd.DataFrame:
-    """O-B, O-A and weight (of the ensemble mean) of everything that came, in the order in which it came."""
+    """O-B, O-A and weight (of the ensemble mean) of everything that came, in the order in which it came.
+
+    Without a background O-B is NaN.
+    """
     table = observations.frame.assign(used=reasons == "", reason=reasons)
     operator: Any = likelihood.operator
-    before, after = operator(x_b[None]), operator(x_a.mean(0, keepdim=True))
+    after = operator(x_a.mean(0, keepdim=True))
+    before = torch.full_like(after, torch.nan) if x_b is None else operator(x_b[None])
     columns = {
         "O-B": operator.values - before[0].double().cpu().numpy(),
         "O-A": operator.values - after[0].double().cpu().numpy(),

@@ -17,11 +17,11 @@ __all__ = ["write_analysis_report"]
 
 def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) -> Path:
     """Write maps of the ``most`` channels with the most observations, O-B and O-A, and one HTML page."""
+    layout = StateLayout.infer(result.before)
     folder.mkdir(parents=True, exist_ok=True)
-    layout = StateLayout.infer(result.background)
     # On levels a variable may be missing where others are not.
     members = layout.to_array(result.analysis, missing="mask")
-    x_b = layout.to_array(result.background, missing="mask")
+    x_b = layout.to_array(result.before, missing="mask")
     used = result.departures[result.departures["used"]]
     names = used["variable"] + used["level"].map(lambda level: "" if pd.isna(level) else f"{level:g}")
     counts = names.value_counts()

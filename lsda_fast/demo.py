@@ -156,7 +156,7 @@ def _maps(
     used = result.departures[result.departures["used"]].drop_duplicates(["latitude", "longitude"])
     figures = {}
     for name in ("z500", "t850"):
-        x, x_b = truth[name].values, result.background[name].values
+        x, x_b = truth[name].values, result.before[name].values
         members = result.analysis[name].values
         channel = layout.channels[layout.index(name)]
         path = map_panel(

@@ -93,8 +93,8 @@ class StateLayout:
             check_variable(dataset[name])
         return cls(Grid.from_coordinates(latitude, longitude), tuple(_channel(f) for f in found))
 
-    def _find(self, dataset: xr.Dataset) -> list[Field | None]:
-        """The field of each channel by name, else by standard name; None where absent."""
+    def find(self, dataset: xr.Dataset) -> list[Field | None]:
+        """The field of each channel in a canonical data set by name, else by standard name; None where absent."""
         found = fields(dataset)
         result: list[Field | None] = []
         for channel in self.channels:
@@ -140,7 +140,7 @@ class StateLayout:
             raise InputError(f"missing='{missing}' came; accepted are 'refuse' and 'mask'.")
         dataset = canonical(dataset)
         latitude, longitude = coordinates(dataset)
-        found = self._find(dataset)
+        found = self.find(dataset)
         absent = [channel.name for channel, field in zip(self.channels, found) if field is None]
         if absent:
             raise InputError(f"The data set has no {', '.join(absent)}; it has {_listing(fields(dataset))}.")
@@ -189,7 +189,7 @@ class StateLayout:
 
     def style_of(self, dataset: xr.Dataset) -> str:
         """Style "levels" where the data set has this layout's channels on a dimension level, else "flat"."""
-        found = self._find(canonical(dataset))
+        found = self.find(canonical(dataset))
         return "levels" if any(field and field.position is not None for field in found) else "flat"
 
     def to_dataset(

@@ -8,14 +8,21 @@ plain one the standardised latent itself; the closures hide which. Everything do
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Level, Schedule
 
-__all__ = ["Derivative", "Differentiable", "EigenCovariance", "Linearization", "Prior", "observe"]
+__all__ = ["Covariance", "Derivative", "Differentiable", "EigenCovariance", "Linearization", "Prior", "observe"]
+
+
+class Covariance(Protocol):
+    """A symmetric positive covariance S of latents, known by its eigenvalues s."""
+
+    def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """f(S) v for v (M, *latent), ``function`` of tensors of eigenvalues, element by element."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Prior:
     schedule : Schedule
     latent_shape : tuple of int
     denoise : callable (z_t (M, *latent), Level) -> z0 (M, *latent)
-        The clean estimate E[z | z_t, z_b].
+        The clean estimate E[z | z_t, z_b]. One with a method ``derivative`` of the same arguments is differentiated so.
     decode : callable z (M, *latent) -> x (M, C, H, W)
         The normalised state. One that can ``observe`` (``models.head``) is observed without forming it.
     encode : callable x (M, C, H, W) -> z (M, *latent), optional
@@ -57,7 +64,7 @@ class Prior:
         added to the counter.
     variance : Tensor, shape latent_shape, optional
         Variance of the clean latent given the background, for ``prior_covariance="diagonal"``; 1 when not given.
-    covariance : EigenCovariance, optional
+    covariance : Covariance, optional
         The same with correlations, for ``prior_covariance="stationary"``; identity when not given.
     origin : Tensor, shape latent_shape, optional
         The background in the sampler's variable, where a warm start begins; 0 when not given.
@@ -75,12 +82,18 @@ class Prior:
     encode: Callable[[Tensor], Tensor] | None = None
     tangent: Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None = None
     variance: Tensor | None = None
-    covariance: EigenCovariance | None = None
+    covariance: Covariance | None = None
     origin: Tensor | None = None
     inputs: tuple[Tensor, ...] = ()
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     evaluations: Counter[str] = field(default_factory=Counter)
+
+    def clean(self, level: Level) -> "Differentiable":
+        """z_t -> E[z | z_t, z_b] at one noise level."""
+        own: Any = getattr(self.denoise, "derivative", None)
+        denoise = lambda z_t: self.denoise(z_t, level)  # noqa: E731
+        return Differentiable(denoise, lambda z_t: own(z_t, level) if own else Derivative.of(denoise, z_t))
 
     def observe(self, operator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """z -> H(D(z)), (M, P), for an operator x -> H(x)."""

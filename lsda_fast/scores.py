@@ -7,8 +7,10 @@ and cases:
     spread = sqrt <1/(M-1) sum_m (x_m - mean x)^2>
     spread_skill = sqrt((M+1)/M) spread / rmse          (1 when truth and members are exchangeable)
     crps = <1/M sum_m |x_m - y| - 1/(2 M (M-1)) sum_mn |x_m - x_n|>           (fair: unbiased in M)
+    wasserstein = 1/M sum_m mean_i |x_m(i) - y(i)|,  (i) the i-th in order of size: of values, wherever they are
 
-Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2014 (fair scores). Where the truth is
+Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2014 (fair scores); the metric of SLAMS
+(Qu et al. 2024), exact in one dimension, without area weights. Where the truth is
 missing (NaN) nothing is scored; a member missing elsewhere is refused.
 """
 
@@ -31,6 +33,7 @@ __all__ = [
     "safe_ratio",
     "spread",
     "spread_skill",
+    "wasserstein",
     "weighted_mean",
     "weighted_sum",
 ]
@@ -81,6 +84,35 @@ def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarra
         As `rmse`; members that are not finite are named by number.
     """
     return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True)), weights)
+
+
+def wasserstein(ensemble: ArrayLike, truth: ArrayLike) -> np.ndarray:
+    """First Wasserstein distance of the members' values from the truth's, over all cells and cases together, (C,).
+
+    Parameters
+    ----------
+    ensemble : (M, ..., C, H, W); the distances of the members are averaged.
+    truth : (..., C, H, W); values that are missing are left out of both.
+
+    Returns
+    -------
+    (C,) float64, in the units of the fields; NaN for a channel whose truth is missing everywhere.
+
+    Raises
+    ------
+    InputError
+        As `crps`.
+    """
+    ensemble, truth = np.asarray(ensemble, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    checked_errors(ensemble, truth, np.ones(truth.shape[-2:-1]), members=True)
+    distance = np.full(truth.shape[-3], np.nan)
+    for c in range(len(distance)):
+        y = truth[..., c, :, :]
+        present = np.isfinite(y)
+        if present.any():
+            x = np.sort(ensemble[..., c, :, :][:, present], axis=1)
+            distance[c] = np.abs(x - np.sort(y[present])).mean()
+    return distance
 
 
 def spread(ensemble: ArrayLike, weights: ArrayLike) -> np.ndarray:

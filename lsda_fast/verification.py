@@ -30,6 +30,7 @@ from lsda_fast.scores import (
     safe_ratio,
     spread,
     spread_skill,
+    wasserstein,
     weighted_mean,
     weighted_sum,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Ratio",
     "Scores",
     "bias",
+    "by_lead",
     "crps",
     "mae",
     "normalized_rmse",
@@ -53,6 +55,7 @@ __all__ = [
     "spread",
     "spread_skill",
     "verify",
+    "wasserstein",
 ]
 
 
@@ -76,6 +79,7 @@ class Scores:
         # Rows: squared error, error, absolute error, CRPS, variance, truth, truth squared.
         self._sums = np.zeros((7, len(self.channels)))
         self._weight = np.zeros(len(self.channels))
+        self._distances: list[np.ndarray] = []
 
     def add(self, ensemble: ArrayLike, truth: ArrayLike) -> Scores:
         """Add a case (or a batch): ensemble (M, ..., C, H, W) and truth (..., C, H, W); gives itself.
@@ -101,6 +105,7 @@ class Scores:
         fields = (mean**2, mean, np.abs(mean), crps_field(errors), variance, values, values**2)
         self._sums += np.stack([weighted_sum(field, self.weights)[0] for field in fields])
         self._weight += weighted_sum(mean, self.weights)[1]
+        self._distances.append(wasserstein(ensemble, truth))
         self.members = M
         self.cases += int(np.prod(mean.shape[:-3]))
         return self
@@ -110,10 +115,10 @@ class Scores:
 
         Returns
         -------
-        DataFrame with columns rmse, bias, mae, crps, spread, spread_skill (rmse, bias and mae of the
-        ensemble mean). In the row "normalized" each channel is divided by its std first; then squares (rmse,
-        spread) or values are averaged over channels. Without an ensemble (M = 1) crps is the mean absolute
-        error, and spread is NaN. `attrs` has the numbers of "cases" and "members".
+        DataFrame with columns rmse, bias, mae, crps, spread, spread_skill, wasserstein (rmse, bias and mae of
+        the ensemble mean; wasserstein the mean over the calls of `add`). In the row "normalized" each channel is
+        divided by its std first; then squares (rmse, spread) or values are averaged over channels. Without an ensemble
+        (M = 1) crps is the mean absolute error, and spread is NaN. `attrs` has the numbers of "cases" and "members".
         """
         if not self.cases:
             raise InputError("no case has been added to the scores, at least one is needed")
@@ -122,21 +127,53 @@ class Scores:
         )
         std = np.sqrt(np.maximum(second - first**2, 0.0)) if self.std is None else self.std
         std = np.where(std > 0, std, np.nan)
-        rows = np.stack([mse, error, absolute, probability, variance])
-        scale = np.stack([std**2, std, std, std, std**2])
+        rows = np.stack([mse, error, absolute, probability, variance, _mean_present(self._distances)])
+        scale = np.stack([std**2, std, std, std, std**2, std])
         # On levels a data set may hold channels without a single value: they have no part in the mean.
         scored = self._weight > 0 if self._weight.any() else np.full(len(self.channels), True)
         rows = np.concatenate([rows, (rows / scale)[:, scored].mean(1, keepdims=True)], axis=1)
         if self.members < 2:
             rows[4] = np.nan
         ratio = np.sqrt((self.members + 1) / self.members * safe_ratio(rows[4], rows[0]))
-        columns = (np.sqrt(rows[0]), rows[1], rows[2], rows[3], np.sqrt(rows[4]), ratio)
+        columns = (np.sqrt(rows[0]), rows[1], rows[2], rows[3], np.sqrt(rows[4]), ratio, rows[5])
         frame = pd.DataFrame(
-            dict(zip(("rmse", "bias", "mae", "crps", "spread", "spread_skill"), columns)),
+            dict(zip(("rmse", "bias", "mae", "crps", "spread", "spread_skill", "wasserstein"), columns)),
             index=pd.Index([*self.channels, "normalized"], name="channel"),
         )
         frame.attrs = {"cases": self.cases, "members": self.members}
         return frame
+
+
+def by_lead(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: ArrayLike | None = None) -> pd.DataFrame:
+    """RMSE of the mean and CRPS for every state of a window.
+
+    Parameters
+    ----------
+    ensemble : (M, T, C, H, W)
+    truth : (T, C, H, W)
+    weights : (H,) area weights.
+    std : (C,) scale of the channels; their own units when not given.
+
+    Returns
+    -------
+    DataFrame, one row per state, with columns (score, channel number) for the scores rmse and crps.
+    """
+    ensemble, truth = np.asarray(ensemble, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    scale = 1.0 if std is None else checked_std(std, truth.shape[-3])
+    mean = ensemble.mean(0)
+    rows = {
+        "rmse": np.stack([rmse(x, y, weights) for x, y in zip(mean, truth)]) / scale,
+        "crps": np.stack([crps(x, y, weights) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
+    }
+    frames = {name: pd.DataFrame(values) for name, values in rows.items()}
+    return pd.concat(frames, axis=1).rename_axis(index="state", columns=("score", "channel"))
+
+
+def _mean_present(distances: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the cases of what is not NaN, (C,); NaN where all are."""
+    values = np.stack(distances)
+    present = np.isfinite(values)
+    return safe_ratio(np.where(present, values, 0.0).sum(0), present.sum(0))
 
 
 def verify(

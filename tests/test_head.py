@@ -46,6 +46,14 @@ MODELS = {
     "components of patches": {"name": "linear", **LINEAR},
     "components of the domain": {"name": "linear", "shape": SHAPE, "latent_channels": 5},
     "residual": {"name": "residual", "linear": LINEAR, "residual": convolution(periodic=True)},
+    "multimodal": {
+        "name": "multimodal",
+        "linear": LINEAR,
+        "residual": convolution(periodic=True),
+        "modalities": {"all": {"channels": [0, 1, 2]}, "other": {"channels": 2}},
+        "units": [1.0, 8.0, 0.5],
+    },
+    "5 x 5, global": {"name": "slams", "shape": SHAPE},
 }
 
 
@@ -54,8 +62,12 @@ def model(settings, dtype=torch.float64):
     built = build_autoencoder(**settings)
     with torch.no_grad():
         for tensor in (*built.parameters(), *built.buffers()):
-            tensor.copy_(torch.randn(tensor.shape) / max(1, tensor[0].numel()) ** 0.5)
-    return built.to(dtype).requires_grad_(False)
+            if tensor.ndim:
+                tensor.copy_(torch.randn(tensor.shape) / max(1, tensor[0].numel()) ** 0.5)
+        for layer in built.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_var.abs_()
+    return built.to(dtype).requires_grad_(False).eval()
 
 
 class OneByOne(nn.Module):

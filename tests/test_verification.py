@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import norm, wasserstein_distance
 
 from lsda_fast import verification as V
 from lsda_fast.errors import InputError
@@ -50,6 +50,32 @@ def test_crps_of_one_member_is_the_mean_absolute_error():
     random = np.random.default_rng(2)
     x, y = random.normal(size=(2, 3, 4)), random.normal(size=(2, 3, 4))
     np.testing.assert_array_equal(V.crps(x[None], y, np.ones(3)), V.mae(x, y, np.ones(3)))
+
+
+def test_wasserstein_is_the_library_s_of_every_member_averaged():
+    random = np.random.default_rng(3)
+    x, y = random.normal(size=(3, 4, 2, 5, 6)), random.normal(1.0, 2.0, size=(4, 2, 5, 6))
+    y[0, 1, 2, 3] = np.nan
+    present = np.isfinite(y[:, 1])
+    expected = [
+        np.mean([wasserstein_distance(m[:, c][keep], y[:, c][keep]) for m in x])
+        for c, keep in ((0, np.full(present.shape, True)), (1, present))
+    ]
+    np.testing.assert_allclose(V.wasserstein(x, y), expected, rtol=1e-12)
+    # Where values are does not matter, a shift of all is the distance.
+    assert V.wasserstein(x[:1] + 2.0, x[0, ::-1, :, ::-1])[0] == pytest.approx(2.0)
+    scores = V.Scores(["a", "b"], np.ones(5), [2.0, 4.0]).add(x, y).add(x, y + 1).table()["wasserstein"]
+    both = (V.wasserstein(x, y) + V.wasserstein(x, y + 1)) / 2
+    np.testing.assert_allclose(scores, [*both, (both / [2.0, 4.0]).mean()])
+
+
+def test_scores_by_lead_are_those_of_each_state():
+    random = np.random.default_rng(4)
+    x, y, w, std = random.normal(size=(3, 4, 2, 5, 6)), random.normal(size=(4, 2, 5, 6)), weights(5) + 0.1, [2.0, 4.0]
+    table = V.by_lead(x, y, w, std)
+    assert table.shape == (4, 4)
+    np.testing.assert_allclose(table["crps"].loc[2], V.crps(x[:, 2], y[2], w) / std)
+    np.testing.assert_allclose(table["rmse"].loc[3], V.rmse(x[:, 3].mean(0), y[3], w) / std)
 
 
 def test_a_polar_error_counts_less_than_one_at_the_equator():

@@ -112,7 +112,7 @@ def reward_table(
     """
     x = package.normalize(package.layout.to_array(analysis.analysis))
     chosen = _rewards(rewards, package, lead)
-    scores = _scores(x, chosen, _cases(package, analysis.background, reference, lead))
+    scores = _scores(x, chosen, _cases(package, analysis.before, reference, lead))
     table = pd.DataFrame({"member": analysis.analysis["member"].values, **scores})
     table["rank"] = table[list(scores)].rank(ascending=False).mean(axis=1)
     return table

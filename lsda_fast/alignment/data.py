@@ -19,7 +19,8 @@ from lsda_fast.calendar import calendar
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.training.backgrounds import perturbed_forecast
-from lsda_fast.training.data import between, fingerprint, in_time_order
+from lsda_fast.training.data import fingerprint
+from lsda_fast.training.times import between, in_time_order
 
 __all__ = ["AlignmentStates", "date_seed", "load_states"]
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from lsda_fast.cli.choice import choice_of
-from lsda_fast.cli.options import check_output, check_plots, guidance_of, period_of, pick_device, robust_of
+from lsda_fast.cli.assimilate import assimilate
+from lsda_fast.cli.options import Device, PackagePath, check_output, check_plots, period_of, pick_device
 from lsda_fast.cli.terminal import print_rows, print_table, progress, say
 
 __all__ = ["app"]
@@ -24,15 +24,12 @@ app = typer.Typer(
     add_completion=False,
 )
 
-PackagePath = Annotated[Path, typer.Argument(help="Folder of a package.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-
 
 @app.command()
 def train(
     data: Annotated[list[str], typer.Argument(help="States: netCDF, Zarr or GRIB; several files or a pattern.")],
     output: Annotated[Path, typer.Option(help="Folder of the package to write.")],
-    config: Annotated[str, typer.Option(help="A preset (tiny, small, nature, paper) or a YAML file.")] = "small",
+    config: Annotated[str, typer.Option(help="A preset (tiny, small, nature, paper, slams) or a YAML file.")] = "small",
     train_period: Annotated[str | None, typer.Option("--train", help="Training period, FIRST/LAST.")] = None,
     validate_period: Annotated[str | None, typer.Option("--validate", help="Validation period, FIRST/LAST.")] = None,
     lead: Annotated[str | None, typer.Option(help="Lead of the forecast model, such as 24h.")] = None,
@@ -41,7 +38,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a package: autoencoder, forecast model, background statistics, denoiser."""
+    """Train a package: autoencoder, then forecast model, background statistics and denoiser, or a prior of windows."""
     from lsda_fast.datasets import open_states
     from lsda_fast.forecast import hours
     from lsda_fast.training.config import load_config
@@ -133,87 +130,7 @@ def forecast(
     say(f"{output}: forecast valid at {state['time'].values.astype('datetime64[m]')}")
 
 
-@app.command()
-def assimilate(
-    package: PackagePath,
-    background: Annotated[str, typer.Option(help="Background state.")],
-    observations: Annotated[Path, typer.Option(help="Observations: CSV or Parquet.")],
-    output: Annotated[Path, typer.Option(help="Analysis to write, .nc or .zarr; departures beside it as CSV.")],
-    time: Annotated[str | None, typer.Option(help="Analysis time; needed where the background has several.")] = None,
-    window: Annotated[str, typer.Option(help="Observations count within this of the analysis time.")] = "3h",
-    members: Annotated[int, typer.Option(min=1, help="Ensemble size.")] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed; a member's numbers depend on it and on its number alone.")
-    ] = 0,
-    guidance: Annotated[str, typer.Option(help="lo, mmps, dps, repaint or none.")] = "lo",
-    inner: Annotated[str, typer.Option(help="Inner solver of lo: gauss_newton, adam or lbfgs.")] = "gauss_newton",
-    prior_covariance: Annotated[
-        str, typer.Option(help="C_t of lo: isotropic, diagonal, stationary or tweedie.")
-    ] = "isotropic",
-    solver: Annotated[str, typer.Option(help="auto, renoise, ancestral, ddim, dpmpp_2m or heun.")] = "auto",
-    steps: Annotated[int | None, typer.Option(min=1, help="Noise levels; the guidance's own when not given.")] = None,
-    start: Annotated[float, typer.Option(help="Time of the first level; below 1 starts from the background.")] = 1.0,
-    robust: Annotated[
-        str, typer.Option(help="Cost of a departure: none, huber:THRESHOLD or varqc:GROSS_ERROR,WIDTH.")
-    ] = "none",
-    correction: Annotated[bool, typer.Option(help="The learned prior, or its linear-Gaussian part alone.")] = True,
-    best_of: Annotated[int | None, typer.Option(help="Candidates to draw; the best --members are kept.")] = None,
-    rewards: Annotated[str | None, typer.Option(help="What judges them, such as physics,observations.")] = None,
-    reference: Annotated[str | None, typer.Option(help="States whose balance is aimed at.")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Observations for --rewards observations.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Folder for maps and statistics.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, reference or fused: the same analysis to rounding.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of the networks: float32, or bfloat16 (fused only).")] = "float32",
-    device: Device = "auto",
-    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and stop.")] = False,
-) -> None:
-    """Assimilate observations into a background."""
-    from lsda_fast.assimilator import Assimilator
-    from lsda_fast.datasets import open_states
-    from lsda_fast.forecast import select_time
-    from lsda_fast.observations import Observations
-    from lsda_fast.package import Package
-
-    check_output(output)
-    if report is not None:
-        check_plots(report)
-    model = Package.load(package).to(pick_device(device))
-    assimilator = Assimilator(
-        model,
-        guidance_of(guidance, inner, prior_covariance),
-        solver=solver,
-        steps=steps,
-        start=start,
-        correction=correction,
-        robust=robust_of(robust),
-        backend=backend,
-        precision=precision,
-    )
-    state = select_time(open_states(background), time)
-    candidates, choose = choice_of(model, state, members, best_of, rewards, reference, held_out)
-    table = Observations.read(observations)
-    if "time" in state.coords and table.frame["time"].notna().any():
-        table = table.window(state["time"].values, window, window)
-    if plan:
-        say(str(assimilator.plan(observations=table, members=candidates, background=state)))
-        return
-    with progress() as update:
-        look = lambda s: update("assimilate", s.level.index + 1, s.levels, {"members": f"{s.members[0]}.."})  # noqa: E731
-        captured = assimilator.engine.graphs is not None
-        result = assimilator(state, table, members=candidates, seed=seed, on_step=None if captured else look)
-    result = choose(result)
-    paths = result.save(output)
-    used = result.departures[result.departures["used"]]
-    say(
-        f"{paths[0]}: {members} members, {len(used)} of {len(result.departures)} observations "
-        f"({result.downweighted} with less than half their weight), {result.seconds:.1f} s, "
-        f"backend {assimilator.backend.name} ({assimilator.backend.reason}); "
-        f"departures in {paths[1]}"
-    )
-    if result.candidates is not None:
-        say(f"{paths[2]}: rewards of {candidates} candidates, the best {members} kept")
-    if report is not None:
-        say(f"{result.report(report)}: report")
+app.command()(assimilate)
 
 
 @app.command()

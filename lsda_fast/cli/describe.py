@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lsda_fast.modalities import Modality
 from lsda_fast.package import Package
 
 __all__ = ["describe"]
@@ -17,8 +18,13 @@ def describe(package: Package) -> dict[str, str]:
         "latent": " x ".join(map(str, package.latent_shape)),
         "schedule": repr(package.schedule),
         "prediction": package.prediction + (", whitened by the background error" if package.whitened else ""),
-        "forecast lead": f"{package.lead_hours:g} h",
     }
+    for modality in package.modalities:
+        rows[f"modality {modality.name}"] = _modality(modality)
+    if package.window:
+        rows["window"] = f"{package.window.size} states, {package.window.hours:g} h from one to the next"
+    else:
+        rows["forecast lead"] = f"{package.lead_hours:g} h"
     for name, module in package.modules.items():
         count = sum(p.numel() for p in module.parameters())
         rows[name] = f"{package.architectures[name].name}, {count / 1e6:.2f} M parameters"
@@ -28,6 +34,14 @@ def describe(package: Package) -> dict[str, str]:
     for i, record in enumerate(package.provenance.get("alignments", []), 1):
         rows[f"alignment {i}"] = _alignment(record)
     return rows
+
+
+def _modality(modality: Modality) -> str:
+    H, W = modality.layout.grid.shape
+    return (
+        f"{modality.kind}, {' '.join(modality.layout.names)} on {H} x {W} points, "
+        f"{'' if modality.decoded else 'not '}decoded"
+    )
 
 
 def _alignment(record: dict[str, Any]) -> str:

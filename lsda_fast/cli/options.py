@@ -4,11 +4,25 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lsda_fast.errors import InputError
 
-__all__ = ["check_output", "check_plots", "guidance_of", "period_of", "pick_device", "robust_of"]
+__all__ = [
+    "Device",
+    "PackagePath",
+    "check_output",
+    "check_plots",
+    "guidance_of",
+    "period_of",
+    "pick_device",
+    "robust_of",
+]
+
+PackagePath = Annotated[Path, typer.Argument(help="Folder of a package.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
 def guidance_of(name: str, inner: str, prior_covariance: str) -> Any:

@@ -122,7 +122,7 @@ class Context:
 
     def linearize_denoiser(self, z_t: Tensor) -> Linearization:
         """The clean estimate with its derivatives."""
-        return Linearization.of(lambda z: self.prior.denoise(z, self.level), z_t, self.prior.evaluations, "denoiser")
+        return Linearization.of(self.prior.clean(self.level), z_t, self.prior.evaluations, "denoiser")
 
     def linearize_residual(self, z: Tensor, noise: Tensor | None = None) -> Linearization:
         """The weighted departures at z with their derivatives, the weight held, and their cost."""

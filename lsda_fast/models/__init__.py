@@ -8,25 +8,40 @@ from lsda_fast.errors import InputError
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
 from lsda_fast.models.denoiser import EnsembleDenoiser, TransformerDenoiser
 from lsda_fast.models.forecaster import Forecaster
+from lsda_fast.models.identity import IdentityAutoencoder
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.multimodal import MultimodalAutoencoder
+from lsda_fast.models.slams import SlamsAutoencoder
+from lsda_fast.models.stationary import StationaryTrajectories, TrajectoryCovariance
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
+from lsda_fast.models.window_transformer import WindowTransformer
+from lsda_fast.models.window_unet import WindowUNet
 
 __all__ = [
     "AUTOENCODERS",
     "DENOISERS",
     "FORECASTERS",
+    "TRAJECTORIES",
     "WHITENINGS",
+    "WINDOWS",
     "ConvolutionalAutoencoder",
     "DiagonalWhitening",
     "EnsembleDenoiser",
     "Forecaster",
     "FullWhitening",
+    "IdentityAutoencoder",
     "LinearAutoencoder",
+    "MultimodalAutoencoder",
     "ResidualAutoencoder",
+    "SlamsAutoencoder",
+    "StationaryTrajectories",
+    "TrajectoryCovariance",
     "TransformerDenoiser",
     "ViTAutoencoder",
     "Whitening",
+    "WindowTransformer",
+    "WindowUNet",
     "ZonalWhitening",
     "build",
     "build_autoencoder",
@@ -37,6 +52,9 @@ AUTOENCODERS: dict[str, type[nn.Module]] = {
     "convolutional": ConvolutionalAutoencoder,
     "vit": ViTAutoencoder,
     "residual": ResidualAutoencoder,
+    "multimodal": MultimodalAutoencoder,
+    "slams": SlamsAutoencoder,
+    "identity": IdentityAutoencoder,
 }
 DENOISERS: dict[str, type[nn.Module]] = {"ensemble": EnsembleDenoiser, "transformer": TransformerDenoiser}
 WHITENINGS: dict[str, type[nn.Module]] = {
@@ -45,6 +63,8 @@ WHITENINGS: dict[str, type[nn.Module]] = {
     "zonal": ZonalWhitening,
 }
 FORECASTERS: dict[str, type[nn.Module]] = {"unet": Forecaster}
+WINDOWS: dict[str, type[nn.Module]] = {"transformer": WindowTransformer, "unet": WindowUNet}
+TRAJECTORIES: dict[str, type[nn.Module]] = {"stationary": StationaryTrajectories}
 
 
 def build(registry: dict[str, type[nn.Module]], name: str, settings: dict[str, Any]) -> nn.Module:

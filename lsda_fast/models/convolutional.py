@@ -38,6 +38,8 @@ class ConvolutionalAutoencoder(nn.Module):
         Longitude wraps.
     poles : (bool, bool)
         The grid reaches the north and the south pole.
+    inputs : int, optional
+        Channels that the encoder takes; C when not given.
     zero_head : bool
         Heads start at zero (for a residual) or at random (alone).
     """
@@ -54,6 +56,7 @@ class ConvolutionalAutoencoder(nn.Module):
         periodic: bool = True,
         zero_head: bool = False,
         poles: Sequence[bool] = (True, True),
+        inputs: int | None = None,
     ) -> None:
         super().__init__()
         C, H, W = shape
@@ -64,7 +67,7 @@ class ConvolutionalAutoencoder(nn.Module):
         edges: dict[str, Any] = {"periodic": periodic, "poles": poles}
         blocks = lambda n, size: [ResidualBlock(size, **edges) for _ in range(n)]  # noqa: E731
         self.encoder = nn.Sequential(
-            GeoConv2d(C * patch * patch, width, **edges),
+            GeoConv2d((inputs or C) * patch * patch, width, **edges),
             *blocks(depth, width),
             GroupNorm(8, width),
             nn.SiLU(),
@@ -79,7 +82,7 @@ class ConvolutionalAutoencoder(nn.Module):
             nn.init.zeros_(self.encoder_head.bias)  # type: ignore[arg-type]
 
     def encode(self, x: Tensor) -> Tensor:
-        """State (M, C, H, W) to latent (M, k, h, w)."""
+        """State (M, C, H, W), or what else the encoder takes, to latent (M, k, h, w)."""
         return self.encoder_head(self.encoder(F.pixel_unshuffle(x, self.patch)))
 
     def decode(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
 from lsda_fast.models.derivatives import chain, derivative
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
+from lsda_fast.models.slams import SlamsAutoencoder
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.window_derivatives import tower
@@ -57,6 +58,13 @@ def _(module: ConvolutionalAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
     ]
     features = chain(_last(z), steps)
     return (Derivative(features.value, lambda v: features.jvp(_last(v)), lambda u: features.vjp(_last(u))),)
+
+
+@feature_derivatives.register
+def _(module: SlamsAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
+    std, mean = module.std[:, None, None], module.mean[:, None, None]
+    scaled = lambda z: Derivative(z * std + mean, lambda v: v * std, lambda u: u * std)  # noqa: E731
+    return (chain(z, [scaled, lambda h: derivative(module.decoder, h)]),)
 
 
 @feature_derivatives.register

@@ -28,7 +28,7 @@ from lsda_fast.models.decoder_derivatives import feature_derivatives
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.prior import Derivative, Differentiable
 
-__all__ = ["HeadedDecoder", "headed_decode"]
+__all__ = ["HeadedDecoder", "Observed", "cell_derivative", "cell_values", "headed_decode"]
 
 Observed = Callable[[Tensor], Tensor]
 
@@ -115,7 +115,7 @@ class _Headed:
         return (self.offset, *self.plan.tensors, *(t for head in self.plans for t in head.tensors))
 
     def __call__(self, u: Tensor) -> Tensor:
-        return obs_project(_cells(self.network.features(self.latent(u)), self.plans), self.plan) + self.offset
+        return obs_project(cell_values(self.network.features(self.latent(u)), self.plans), self.plan) + self.offset
 
     def derivative(self, u: Tensor) -> Derivative:
         """Value and products."""
@@ -130,7 +130,7 @@ class _Headed:
     def _linearize(self, u: Tensor) -> tuple[Tensor, Observed, Observed]:
         """The values at the stencil's cells; v -> J v and r -> J' r of the observations."""
         z = self.latent.derivative(u)
-        values, jvp, vjp = _cell_derivative(self.network, self.plans, z.value)
+        values, jvp, vjp = cell_derivative(self.network, self.plans, z.value)
         return values, lambda v: obs_project(jvp(z.jvp(v)), self.plan), lambda r: z.vjp(vjp(obs_adjoint(r, self.plan)))
 
 
@@ -142,24 +142,25 @@ def headed_decode(model: Any, network: Any = None) -> Differentiable:
     state = lambda values: values.reshape(-1, *heads[0].shape)  # noqa: E731
 
     def derivative(z: Tensor) -> Derivative:
-        values, jvp, vjp = _cell_derivative(network or model, plans, z)
+        values, jvp, vjp = cell_derivative(network or model, plans, z)
         return Derivative(state(values) + bias, lambda v: state(jvp(v)), lambda u: vjp(u.flatten(1)))
 
     return Differentiable(model.decode, derivative)
 
 
-def _cell_derivative(network: Any, plans: list[HeadPlan], z: Tensor) -> Derivative:
+def cell_derivative(network: Any, plans: list[HeadPlan], z: Tensor) -> Derivative:
     """What the heads make at the plans' cells of the features at z, without bias."""
     parts = feature_derivatives(network, z)
 
     def vjp(values: Tensor) -> Tensor:
         return _total(part.vjp(_features(values, plan, part.value)) for part, plan in zip(parts, plans))
 
-    value = _cells([part.value for part in parts], plans)
-    return Derivative(value, lambda v: _cells([part.jvp(v) for part in parts], plans), vjp)
+    value = cell_values([part.value for part in parts], plans)
+    return Derivative(value, lambda v: cell_values([part.jvp(v) for part in parts], plans), vjp)
 
 
-def _cells(features: Any, plans: list[HeadPlan]) -> Tensor:
+def cell_values(features: Any, plans: list[HeadPlan]) -> Tensor:
+    """What the heads make of the features at the plans' cells, without bias."""
     return _total(map(head_project, features, plans))
 
 

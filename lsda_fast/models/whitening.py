@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
 
-__all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Whitening", "ZonalWhitening"]
+__all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Whitening", "ZonalWhitening", "row_taper"]
 
 
 Linear = Callable[[Tensor], Tensor]
@@ -179,7 +179,7 @@ class ZonalWhitening(Whitening):
         """Estimate from background errors (T, channels, rows, columns), about zero."""
         channels, rows, _ = errors.shape[1:]
         self.std.copy_(errors.square().mean((0, 3)).sqrt().clamp_min(1e-6)[..., None])
-        taper = torch.from_numpy(_taper(rows, self.reach)).repeat(channels, channels).to(errors.device)
+        taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(errors.device)
         rank = self.variance.shape[1]
         modes = ((errors / self.std) @ self.analysis.mT).unflatten(3, (2, -1))
         for m in range(len(self.floor)):
@@ -236,7 +236,7 @@ class ZonalWhitening(Whitening):
         return self._spectral(z / self.std, V, gain, V, floor)
 
 
-def _taper(rows: int, reach: float) -> "np.ndarray[Any, Any]":
+def row_taper(rows: int, reach: float) -> "np.ndarray[Any, Any]":
     """Gaspari & Cohn's (1999) compact fifth-order taper over row distance, (rows, rows)."""
     r = np.abs(np.subtract.outer(np.arange(rows), np.arange(rows))) / reach
     near = 1 - 5 / 3 * r**2 + 5 / 8 * r**3 + r**4 / 2 - r**5 / 4

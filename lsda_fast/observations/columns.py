@@ -87,6 +87,8 @@ def numbers(table: pd.DataFrame, name: str, reason: np.ndarray) -> np.ndarray:
     """float64; NaN where the cell, or the column, is empty."""
     if name not in table:
         return np.full(len(table), np.nan)
+    if table[name].dtype.kind in "iuf":
+        return table[name].to_numpy(dtype=np.float64, na_value=np.nan)
     column = table[name].astype(object)
     read = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     empty = column.isna() | (column.astype(str).str.strip() == "")
@@ -115,7 +117,7 @@ def is_fill(x: np.ndarray) -> np.ndarray:
 
 def variables(table: pd.DataFrame, reason: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variable ("z") and level (hPa or NaN), with "z500" taken apart."""
-    codes, names = pd.factorize(table["variable"].astype(object).map(lambda x: "" if pd.isna(x) else str(x).strip()))
+    codes, names = pd.factorize(_text(table["variable"]))
     stems = np.empty(len(names), dtype=object)
     implied = np.full(len(names), np.nan)
     for i, name in enumerate(names):
@@ -138,7 +140,9 @@ def variables(table: pd.DataFrame, reason: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _text(column: pd.Series) -> pd.Series:
-    return column.astype(object).map(lambda x: "" if pd.isna(x) else str(x).strip())
+    codes, cells = pd.factorize(column.astype(object))
+    texts = np.array([*(str(cell).strip() for cell in cells), ""], dtype=object)
+    return pd.Series(texts[codes], index=column.index, dtype=object)  # -1, a missing cell, is the last
 
 
 def convert(

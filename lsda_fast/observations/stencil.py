@@ -19,7 +19,7 @@ from lsda_fast.grid import Channel, Grid
 from lsda_fast.layout import StateLayout
 from lsda_fast.observations.units import to_si
 
-__all__ = ["Stencil", "build_stencil", "horizontal_stencil", "matrix_stencil", "vertical_stencil"]
+__all__ = ["Stencil", "bracket", "build_stencil", "horizontal_stencil", "matrix_stencil", "vertical_stencil"]
 
 # Grid coordinates are often float32; an observation this far (degrees) over the edge is on it.
 _EDGE = 1e-4
@@ -92,7 +92,7 @@ def horizontal_stencil(
     """
     H, W = grid.shape
     lats = np.asarray(grid.latitude, dtype=np.float64)
-    north, south, to_south, inside = _bracket(-lats, -latitude, _EDGE)
+    north, south, to_south, inside = bracket(-lats, -latitude, _EDGE)
     west, east, to_east, inside_lon = _columns(grid, longitude)
     cells = np.stack([north * W + west, north * W + east, south * W + west, south * W + east], axis=1)
     weights = _outer(to_south, to_east)
@@ -142,7 +142,7 @@ def vertical_stencil(frame: pd.DataFrame, channels: tuple[Channel, ...]) -> tupl
             index[at] = surface[0]
         else:
             pressure, which = np.array([p for p, _ in upper]), np.array([i for _, i in upper])
-            above, below, f, inside = _bracket(np.log(pressure), np.log(level[at]), 1e-6)
+            above, below, f, inside = bracket(np.log(pressure), np.log(level[at]), 1e-6)
             index[at] = np.stack([which[above], which[below]], axis=1)
             weights[at] = np.stack([1.0 - f, f], axis=1)
             span = f"outside the model's {pressure[0]:g}..{pressure[-1]:g} hPa"
@@ -189,14 +189,14 @@ def _columns(grid: Grid, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     lons = np.asarray(grid.longitude, dtype=np.float64)
     if grid.periodic:
         axis = np.append(lons, lons[0] + 360.0)
-        west, east, to_east, inside = _bracket(axis, lons[0] + (longitude - lons[0]) % 360.0, _EDGE)
+        west, east, to_east, inside = bracket(axis, lons[0] + (longitude - lons[0]) % 360.0, _EDGE)
         return west % len(lons), east % len(lons), to_east, inside
     middle = (lons[0] + lons[-1]) / 2.0
-    return _bracket(lons, middle + (longitude - middle + 180.0) % 360.0 - 180.0, _EDGE)
+    return bracket(lons, middle + (longitude - middle + 180.0) % 360.0 - 180.0, _EDGE)
 
 
-def _bracket(axis: np.ndarray, x: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours of x on an ascending axis, the fraction from lower to upper, and whether x is within."""
+def bracket(axis: np.ndarray, x: np.ndarray, edge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Neighbours of x on an ascending axis, the fraction from lower to upper; whether x is at most ``edge`` outside."""
     lower = np.clip(np.searchsorted(axis, x, side="right") - 1, 0, max(len(axis) - 2, 0))
     upper = np.minimum(lower + 1, len(axis) - 1)
     gap = axis[upper] - axis[lower]

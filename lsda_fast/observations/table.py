@@ -110,6 +110,19 @@ class Observations:
         keep = reason == ""
         return cls(_pick(out, keep), _pick(out.assign(reason=reason), ~keep))
 
+    @classmethod
+    def joined(cls, *tables: Observations) -> Observations:
+        """Several tables as one, their rows numbered on from table to table."""
+        frames: list[pd.DataFrame] = []
+        rejected: list[pd.DataFrame] = []
+        count = 0
+        for table in tables:
+            for kept, part in ((frames, table.frame), (rejected, table.rejected)):
+                kept.append(part.assign(observation=part["observation"] + count))
+            count += len(table) + len(table.rejected)
+        together = lambda parts: pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)  # noqa: E731
+        return cls(together(frames), together(rejected))
+
     def __len__(self) -> int:
         return len(self.frame)
 

@@ -8,7 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
-from lsda_fast.models import AUTOENCODERS, DENOISERS, FORECASTERS, WHITENINGS, Whitening, ZonalWhitening, build
+from lsda_fast.models import (
+    AUTOENCODERS,
+    DENOISERS,
+    FORECASTERS,
+    TRAJECTORIES,
+    WHITENINGS,
+    WINDOWS,
+    Whitening,
+    ZonalWhitening,
+    build,
+)
 from lsda_fast.package.external import External, external_module
 from lsda_fast.package.files import checked_file, load_weights
 
@@ -19,6 +29,8 @@ REGISTRIES = {
     "denoiser": DENOISERS,
     "whitening": WHITENINGS,
     "forecaster": FORECASTERS,
+    "trajectory": TRAJECTORIES,
+    "window": WINDOWS,
 }
 
 
@@ -36,15 +48,19 @@ def users_modules(
     denoiser: Callable[..., Tensor],
     latent_shape: tuple[int, ...],
     whitening: Whitening | None,
+    name: str = "denoiser",
 ) -> tuple[dict[str, nn.Module], dict[str, Architecture]]:
-    """A user's callables as the modules of a package, and their architectures; see ``Package.from_modules``."""
+    """A user's callables as the modules of a package, and their architectures; see ``Package.from_modules``.
+
+    ``name`` is the denoiser's: ``window`` for one of windows.
+    """
     modules: dict[str, nn.Module] = {
         "autoencoder": External(encode=encoder, decode=decoder, latent_shape=tuple(latent_shape)),
-        "denoiser": External(call=denoiser),
+        name: External(call=denoiser),
     }
     architectures = {
         "autoencoder": Architecture("external", {"latent_shape": list(latent_shape)}),
-        "denoiser": Architecture("external"),
+        name: Architecture("external"),
     }
     if whitening is not None:
         modules["whitening"] = whitening

@@ -19,7 +19,7 @@ class External(nn.Module):
     encode, decode : callable, optional
         Of an autoencoder: (M, C, H, W) to (M, *latent_shape), and back.
     call : callable, optional
-        Of a denoiser: (z_t, t, z_b) to its prediction.
+        Of a denoiser: (z_t, t, z_b) to its prediction, or (windows, t).
     latent_shape : tuple of int
     """
 
@@ -63,4 +63,4 @@ def external_module(path: Path, name: str, settings: Mapping[str, Any], given: M
     if name == "autoencoder":
         shape = tuple(settings["latent_shape"])
         return External(encode=given["encoder"], decode=given["decoder"], latent_shape=shape)
-    return External(call=given["denoiser"]) if name == "denoiser" else given[name]
+    return External(call=given[name]) if name in ("denoiser", "window") else given[name]

@@ -14,11 +14,14 @@ from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Normalization
 from lsda_fast.layout import StateLayout
+from lsda_fast.modalities import Modality, check_modalities
 from lsda_fast.models import Whitening
 from lsda_fast.package.architectures import Architecture, load_modules, users_modules
 from lsda_fast.package.files import FORMAT, read_manifest, write_package
 from lsda_fast.package.prior import analysis_prior
+from lsda_fast.package.trajectory import trajectory_prior
 from lsda_fast.prior import Prior
+from lsda_fast.trajectory import Window
 
 __all__ = ["Package"]
 
@@ -30,14 +33,15 @@ class Package:
     Parameters
     ----------
     layout : StateLayout
-        Grid and channels of the state.
+        Grid and channels of the state: all that the decoder gives.
     normalization : Normalization
     schedule : Schedule
     prediction : str
         ``eps``, ``x0``, ``v``, ``score`` or ``wiener``.
     modules : dict of str to nn.Module
         ``autoencoder`` (with ``encode``, ``decode``, ``latent_shape``), ``denoiser`` of (z_t, Level, background
-        latent) to F, and perhaps ``whitening`` and ``forecaster``.
+        latent) to F, and perhaps ``whitening`` and ``forecaster``. For trajectories ``window``, a denoiser of windows,
+        and perhaps ``trajectory``, their linear-Gaussian model.
     architectures : dict of str to Architecture
         How to rebuild each module.
     reconstruction_error : np.ndarray, shape (C,)
@@ -49,6 +53,10 @@ class Package:
     whitened : bool
         Whether the denoiser works on u = S^-1/2 (z - z_b); otherwise on z, and S serves ``stationary`` alone.
     provenance : dict
+    modalities : tuple of Modality
+        What the encoder takes; none where it takes whole states alone.
+    window : Window, optional
+        What the denoiser of windows was trained on.
     """
 
     layout: StateLayout
@@ -62,6 +70,8 @@ class Package:
     lead_hours: float = 24.0
     whitened: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
+    modalities: tuple[Modality, ...] = ()
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
@@ -71,6 +81,7 @@ class Package:
                 f"reconstruction_error has shape {np.shape(self.reconstruction_error)}; "
                 f"accepted is ({C},), one per channel"
             )
+        check_modalities(self.modalities, self.layout)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
 
@@ -89,6 +100,7 @@ class Package:
         reconstruction_error: np.ndarray | None = None,
         whitening: Whitening | None = None,
         whitened: bool = False,
+        window: Window | None = None,
         **rest: Any,
     ) -> "Package":
         """Wrap a user's own torch modules.
@@ -99,17 +111,30 @@ class Package:
             (M, C, H, W) normalised state to latent (M, *latent_shape), and back.
         denoiser : callable
             ``denoiser(z_t, t, z_b)`` with t (M,) the schedule's time and z_b (M, *latent_shape), returning the
-            prediction of the declared type.
+            prediction of the declared type; with ``window``, ``denoiser(windows, t)`` of (M, size, *latent_shape).
         whitening : Whitening, optional
             The covariance of the background's latent error, for ``prior_covariance="stationary"``.
+        window : Window, optional
+            Says that the denoiser is one of windows, for ``trajectory``.
 
         Saving keeps the weights of torch modules, and of modules whose methods came; loading such a package
         needs the callables again: ``Package.load(path, modules={"encoder": ..., "decoder": ..., "denoiser": ...})``.
         """
-        modules, architectures = users_modules(encoder, decoder, denoiser, latent_shape, whitening)
+        modules, architectures = users_modules(
+            encoder, decoder, denoiser, latent_shape, whitening, "window" if window else "denoiser"
+        )
         error = np.zeros(layout.shape[0], np.float32) if reconstruction_error is None else reconstruction_error
         return cls(
-            layout, normalization, schedule, prediction, modules, architectures, error, whitened=whitened, **rest
+            layout,
+            normalization,
+            schedule,
+            prediction,
+            modules,
+            architectures,
+            error,
+            whitened=whitened,
+            window=window,
+            **rest,
         )
 
     @property
@@ -184,6 +209,46 @@ class Package:
             self, background, calendar=calendar, correction=correction, fused=fused, precision=precision
         )
 
+    def trajectory(
+        self,
+        length: int,
+        *,
+        origin: Tensor | None = None,
+        season: Tensor | None = None,
+        correction: bool = True,
+        chunk: int = 64,
+        fused: bool = False,
+    ) -> Prior:
+        """The prior over trajectories of ``length`` states (T), without a background.
+
+        Its latents are (M, T, *latent_shape), its states (M, T C, H, W): channel t C + c is channel c at time t.
+
+        Parameters
+        ----------
+        length : int
+            At least the window's size.
+        origin : Tensor, shape (T, *latent_shape), optional
+            Latents where a warm start begins, such as those of the model run that is calibrated.
+        season : Tensor, shape (T, 4), optional
+            The states' times (``lsda_fast.calendar``), for denoisers that read them.
+        correction : bool
+            Whether the learned denoiser is used. Without, the prior is the linear-Gaussian one, and the analysis is
+            optimal interpolation in space and time in the latent.
+        chunk : int
+            Windows that go through the denoiser together, and latents through the decoder: what bounds the memory.
+        fused : bool
+            Whether stencils observe through the decoder's head, and networks run through the fused operations.
+
+        Raises
+        ------
+        InputError
+            A package that has no denoiser of windows, fewer states than a window has, other shapes, or
+            ``correction=False`` for a package without a linear-Gaussian model.
+        """
+        return trajectory_prior(
+            self, length, origin=origin, season=season, correction=correction, chunk=chunk, fused=fused
+        )
+
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write the package; an existing one is replaced only when the new one is whole.
 
@@ -211,6 +276,8 @@ class Package:
             "reconstruction_error": [float(e) for e in self.reconstruction_error],
             "observation_std": self.observation_std,
             "provenance": self.provenance,
+            "modalities": [modality.to_dict() for modality in self.modalities],
+            "window": self.window.to_dict() if self.window else None,
         }
 
     @classmethod
@@ -242,6 +309,8 @@ class Package:
                 float(manifest["lead_hours"]),
                 bool(manifest["whitened"]),
                 dict(manifest["provenance"]),
+                tuple(Modality.from_dict(modality) for modality in manifest.get("modalities", [])),
+                Window(**manifest["window"]) if manifest.get("window") else None,
             )
             layout = StateLayout.from_dict(manifest["layout"])
             normalization = Normalization.from_dict(manifest["normalization"])

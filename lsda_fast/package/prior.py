@@ -58,6 +58,8 @@ def analysis_prior(
     precision: torch.dtype | None = None,
 ) -> Prior:
     """The prior of one analysis; see ``Package.prior``."""
+    if "denoiser" not in package.modules:
+        raise InputError("the package has no prior around a background; accepted is `trajectory`, which has none")
     z_b = _background_latent(package, background)
     calendar = calendar if calendar is None else calendar.to(z_b)
     if package.whitened and "whitening" not in package.modules:

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsda_fast.errors import InputError
 
 __all__ = ["PRESETS", "Optimization", "Section", "TrainingConfig", "load_config", "read_config"]
 
-PRESETS = ("tiny", "small", "nature", "paper")
+PRESETS = ("tiny", "small", "nature", "paper", "slams_tiny", "slams", "slams_paper")
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -44,11 +44,31 @@ class Optimization(Section):
     )
 
 
+class GapConfig(Section):
+    """What goes missing from the input of a multimodal autoencoder in training."""
+
+    samples: float = Field(0.0, ge=0, le=1, description="Share of the samples that lose anything.")
+    modality: float = Field(0.4, ge=0, le=1, description="Chance that such a sample loses a modality; one stays.")
+    channel: float = Field(0.0, ge=0, le=1, description="That it loses a channel.")
+    points: float = Field(0.0, ge=0, le=1, description="That a modality of it loses some of its points.")
+
+
 class AutoencoderConfig(Section):
     """State to latent and back."""
 
-    kind: Literal["linear", "convolutional", "vit", "residual_convolutional", "residual_vit"] = Field(
-        "linear", description="Principal components, a network, or a network on top of principal components."
+    kind: Literal[
+        "linear",
+        "convolutional",
+        "vit",
+        "residual_convolutional",
+        "residual_vit",
+        "multimodal",
+        "slams",
+        "identity",
+    ] = Field(
+        "linear",
+        description="Principal components, a network, a network on top of principal components; multimodal: the latter "
+        "for inputs with gaps; slams: the published one; identity: none, the state itself.",
     )
     latent_channels: int = Field(64, ge=1, description="Numbers per latent place.")
     patch: int | None = Field(
@@ -57,7 +77,24 @@ class AutoencoderConfig(Section):
     settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the network.")
     latent_noise: float = Field(0.0, ge=0, description="Noise on the latent in training, in its standard deviations.")
     kl: float = Field(0.0, ge=0, description="Weight of the KL term, for networks that give moments.")
+    gaps: GapConfig = GapConfig()
     optimization: Optimization = Optimization()
+
+
+class ModalityConfig(Section):
+    """A modality beside the state, and where it comes from."""
+
+    kind: Literal["in-situ", "satellite"] = Field(description="What measures it.")
+    variables: list[str] = Field(min_length=1, description="Its channels or variables.")
+    source: str | list[str] | None = Field(
+        None, description="Path, pattern or paths of its data; none: the data set of the states."
+    )
+    decoded: bool = Field(True, description="Whether the decoder gives it, on the state's grid.")
+    tolerance_hours: float = Field(0.0, ge=0, description="A state takes the nearest in time within this, or nothing.")
+    shift_hours: float = Field(0.0, description="Added to its times: 12 for daily means stamped at midnight.")
+    unit: float = Field(
+        1.0, gt=0, description="Standard deviations that count as one in the autoencoder's error: above 1, less weight."
+    )
 
 
 class ForecasterConfig(Section):
@@ -109,6 +146,26 @@ class DenoiserConfig(Section):
     optimization: Optimization = Optimization()
 
 
+class WindowConfig(Section):
+    """The prior over trajectories, from windows of consecutive states; in the place of forecaster and denoiser."""
+
+    size: int = Field(5, ge=1, description="States of a window; odd.")
+    hours: float = Field(6.0, gt=0, description="Between one state and the next.")
+    kind: Literal["transformer", "unet"] = Field("transformer", description="The network; `unet` is the published.")
+    prediction: Literal["wiener", "eps", "x0", "v", "score"] = Field("wiener", description="What its output means.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the network.")
+    trajectory: dict[str, Any] = Field(
+        default_factory=dict, description="Rank, lags and reach of the covariance in space and time."
+    )
+    optimization: Optimization = Optimization()
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.size % 2 == 0:
+            raise ValueError(f"size {self.size} is even; accepted are odd sizes")
+        return self
+
+
 class ScheduleConfig(Section):
     """The noise schedule."""
 
@@ -124,6 +181,10 @@ class TrainingConfig(Section):
     """Everything that ``lsda train`` does."""
 
     variables: list[str] | None = Field(None, description="Channels or variables; all of them when not given.")
+    modalities: dict[str, ModalityConfig] = Field(
+        default_factory=dict,
+        description="What is encoded with the state, by name; channels follow the state's.",
+    )
     train: tuple[str, str] | None = Field(
         None, description="First and last time of training; the first 80 % when not given."
     )
@@ -148,6 +209,18 @@ class TrainingConfig(Section):
     whitening: WhiteningConfig = WhiteningConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
+    window: WindowConfig | None = Field(None, description="With it, the prior is one over trajectories.")
+
+    @model_validator(mode="after")
+    def _one_prior(self) -> Self:
+        others = ("lead_hours", "forecaster", "background", "whitening", "denoiser")
+        defaults = {name: type(self).model_fields[name].default for name in others}
+        set_ = [name for name in others if self.window and getattr(self, name) != defaults[name]]
+        if set_:
+            raise ValueError(
+                f"`window` came with {', '.join(set_)}; accepted is a prior over trajectories or the other"
+            )
+        return self
 
 
 def load_config(source: str | Path, **overrides: Any) -> TrainingConfig:

@@ -74,7 +74,10 @@ def fit(
     mixed = optimization.precision == "bfloat16" or (optimization.precision == "auto" and device.type == "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=optimization.lr, weight_decay=optimization.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, optimization))
-    average = [p.detach().clone() for p in parameters]
+    # Statistics of batches belong to the weights that they were made with, and are averaged like them.
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [*parameters, *(t for m in norms for t in (m.running_mean, m.running_var) if t is not None)]
+    average = [p.detach().clone() for p in kept]
     best, best_loss, start, stale = [p.clone() for p in average], math.inf, 0, 0
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -97,12 +100,12 @@ def fit(
         optimizer.step()
         schedule.step()
         decay = min(optimization.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        torch._foreach_lerp_(average, [p.detach() for p in kept], 1 - decay)
         running = value if step == start else 0.98 * running + 0.02 * value
         done = step + 1
         log.step(stage, done, optimization.steps, loss=running)
         if done % optimization.validate_every == 0 or done == optimization.steps:
-            held = _validated(module, parameters, average, validate) if validate else math.nan
+            held = _validated(module, kept, average, validate) if validate else math.nan
             stale += 1
             if validate is None or held < best_loss:  # a diverged run's NaN is not better
                 best, best_loss, stale = [p.clone() for p in average], held, 0
@@ -120,8 +123,7 @@ def fit(
             _save(checkpoint, state)
             saved = time.monotonic()
     with torch.no_grad():
-        for p, kept in zip(parameters, best):
-            p.copy_(kept)
+        torch._foreach_copy_([p.data for p in kept], best)
     return module.eval()
 
 
@@ -162,7 +164,7 @@ def _batch(samples: int, batch: int, seed: int, step: int) -> Tensor:
 
 
 def _validated(
-    module: nn.Module, parameters: list[nn.Parameter], average: list[Tensor], validate: Callable[[nn.Module], float]
+    module: nn.Module, parameters: list[Tensor], average: list[Tensor], validate: Callable[[nn.Module], float]
 ) -> float:
     """Validation of the averaged weights; the trained ones are put back."""
     trained = [p.detach().clone() for p in parameters]

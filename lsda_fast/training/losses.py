@@ -14,16 +14,23 @@ from torch import Tensor, nn
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.models import FullWhitening
 from lsda_fast.models.convolutional import kl_divergence
-from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig
+from lsda_fast.models.stationary import TrajectoryCovariance
+from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig, GapConfig
 from lsda_fast.training.data import States
+from lsda_fast.training.gaps import with_gaps
 from lsda_fast.training.loop import Loss
-from lsda_fast.training.noising import draw_levels, noised, training_weight
+from lsda_fast.training.noising import draw_levels, noised, noised_windows, training_weight
 
-__all__ = ["autoencoder_loss", "denoiser_loss", "forecaster_loss"]
+__all__ = [
+    "autoencoder_loss", "denoiser_loss", "encoded", "forecaster_loss", "shown", "squared_error", "window_loss",
+]  # fmt: skip
 
 
 def autoencoder_loss(x: Tensor, train: np.ndarray, config: AutoencoderConfig, device: torch.device) -> Loss:
-    """Mean squared error, with noise on the latent and a KL term where asked."""
+    """Mean squared error of what is known, with gaps in the input, noise on the latent and a KL term where asked.
+
+    ``x`` is what the encoder takes (``training.autoencoder.inputs``), the channels that are decoded first.
+    """
 
     def loss(module: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
         batch = x[torch.from_numpy(train)[indices]].to(device)
@@ -33,12 +40,30 @@ def autoencoder_loss(x: Tensor, train: np.ndarray, config: AutoencoderConfig, de
             penalty = config.kl * kl_divergence(mean, log_variance)
             z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(mean)
         else:
-            z = module.encode(batch)
+            z = encoded(module, shown(module, batch, config.gaps, generator))
         if config.latent_noise > 0:
             z = z + config.latent_noise * torch.randn(z.shape, generator=generator).to(z)
-        return (module.decode(z) - batch).square().mean() + penalty
+        return squared_error(module, module.decode(z), batch) + penalty
 
     return loss
+
+
+def encoded(module: Any, fields: Tensor) -> Tensor:
+    """Latents of what the encoder takes."""
+    return getattr(module, "encode_inputs", module.encode)(fields)
+
+
+def shown(module: Any, fields: Tensor, gaps: GapConfig, generator: torch.Generator) -> Tensor:
+    """What a multimodal encoder is shown of them."""
+    return with_gaps(fields, list(module.inputs.places.values()), gaps, generator) if gaps.samples > 0 else fields
+
+
+def squared_error(module: Any, decoded: Tensor, fields: Tensor) -> Tensor:
+    """Mean squared error where the channels that are decoded are known, in the autoencoder's units."""
+    target = fields[:, : decoded.shape[1]]
+    known = ~target.isnan()
+    error = torch.where(known, decoded - target, 0) / getattr(module, "units", 1.0)
+    return error.square().sum() / known.sum()
 
 
 def forecaster_loss(states: States, pairs: np.ndarray, perturbation: float, device: torch.device) -> Loss:
@@ -89,5 +114,29 @@ def denoiser_loss(
         networks = getattr(module, "networks", [module]) if module.training else [module]
         error = sum((network.predict(scaled, log_rho, z_b, season) - target).square() for network in networks)
         return (level_weight * weight * error)[:, : module.leading].mean() / len(networks)
+
+    return loss
+
+
+def window_loss(
+    v: Tensor,
+    seasons: Tensor,
+    windows: Tensor,
+    schedule: Schedule,
+    prediction: str,
+    covariance: TrajectoryCovariance | None,
+    device: torch.device,
+) -> Loss:
+    """Denoising of windows, given as indices (n, size) into v (N, *latent) and their ``seasons`` (N, 4)."""
+
+    def loss(module: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
+        states = windows[indices]
+        z = v[states].to(device)
+        levels = draw_levels(schedule, prediction, len(z), generator)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        scaled, log_rho, target = noised_windows(z, noise, levels, prediction, covariance)
+        season = seasons[states[:, states.shape[1] // 2]].to(device)
+        error = (module.predict(scaled, log_rho, season) - target).square()
+        return (training_weight(prediction, levels.like(z)) * error).mean()
 
     return loss

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Schedule
+from lsda_fast.models.stationary import TrajectoryCovariance
+from lsda_fast.models.window_input import window_input
 
-__all__ = ["Levels", "Noised", "draw_levels", "eps_weight", "noised", "training_weight"]
+__all__ = ["Levels", "Noised", "draw_levels", "eps_weight", "noised", "noised_windows", "training_weight"]
 
 
 class Levels(NamedTuple):
@@ -67,6 +69,17 @@ def noised(z: Tensor, noise: Tensor, levels: Levels, prediction: str) -> Noised:
         "score": lambda: -noise / sigma,
     }[prediction]()
     return Noised(scaled, log_rho, target)
+
+
+def noised_windows(
+    z: Tensor, noise: Tensor, levels: Levels, prediction: str, covariance: TrajectoryCovariance | None
+) -> Noised:
+    """Windows z (B, size, *latent) likewise; ``wiener`` goes by their ``covariance`` (``models.window_input``)."""
+    if covariance is None:
+        return noised(z, noise, levels, prediction)
+    alpha, sigma = levels.like(z)
+    given = window_input(alpha * z + sigma * noise, alpha.flatten(), sigma.flatten(), covariance)
+    return Noised(given.scaled, given.log_rho, (z - given.base) / given.spread)
 
 
 def training_weight(prediction: str, levels: Levels) -> Tensor:

@@ -1,7 +1,7 @@
-"""``lsda train``: autoencoder, forecast model, backgrounds and their error statistics, denoiser, package.
+"""``lsda train``: autoencoder, the prior of its latents, package.
 
-Each stage leaves its result in the working folder and is taken from there on resume. Backgrounds of a block of
-training time come from a forecast model that has not seen the block (``folds``): errors in sample are too small.
+The prior is one around backgrounds (``background_prior``), or with a section ``window`` one over trajectories
+(``window_prior``). Each stage leaves its result in the working folder and is taken from there on resume.
 """
 
 from pathlib import Path
@@ -10,23 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
 
 from lsda_fast.diffusion.schedule import Schedule
-from lsda_fast.models import AUTOENCODERS, DENOISERS, FORECASTERS, WHITENINGS, Whitening
-from lsda_fast.package import Architecture, Package
-from lsda_fast.training.architectures import (
-    autoencoder_architecture,
-    denoiser_architecture,
-    forecaster_architecture,
-    whitening_architecture,
-)
-from lsda_fast.training.backgrounds import Pairs, background_pairs
+from lsda_fast.package import Package
+from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
+from lsda_fast.training.background_prior import background_prior
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States, load_states
 from lsda_fast.training.loop import Log, Progress
-from lsda_fast.training.losses import autoencoder_loss, denoiser_loss, forecaster_loss
+from lsda_fast.training.window_prior import window_prior
 from lsda_fast.training.work import Work, check_claim, claim
+from lsda_fast.trajectory import Window
 
 __all__ = ["train"]
 
@@ -79,45 +73,27 @@ class _Run:
     def package(self, output: Path) -> Package:
         """Every stage, in order."""
         config, states = self.config, self.states
-        autoencoder, autoencoder_spec = self._autoencoder()
-        forecaster, forecaster_spec, folds = self._forecaster()
-        pairs, scores = background_pairs(states, autoencoder, folds, forecaster, config, self.work)
-        self.scores |= scores
-        whitening, whitening_spec = self._whitening(pairs)
-        denoiser, denoiser_spec = self._denoiser(whitening, pairs)
-        self._calibrate(whitening, pairs["validation"])
-        reconstruction = self._reconstruction(autoencoder)
+        autoencoder, spec = train_autoencoder(states, config, self.work)
+        made = (window_prior if config.window else background_prior)(states, autoencoder, config, self.work)
+        error, scores = reconstruction(autoencoder, states, self.device)
+        self.scores |= made.scores | scores
         package = Package(
             states.layout,
             states.normalization,
             Schedule(**config.schedule.model_dump()),
-            config.denoiser.prediction,
-            {"autoencoder": autoencoder, "forecaster": forecaster, "whitening": whitening, "denoiser": denoiser},
-            {
-                "autoencoder": autoencoder_spec,
-                "forecaster": forecaster_spec,
-                "whitening": whitening_spec,
-                "denoiser": denoiser_spec,
-            },
-            reconstruction,
+            config.window.prediction if config.window else config.denoiser.prediction,
+            {"autoencoder": autoencoder, **made.modules},
+            {"autoencoder": spec, **made.architectures},
+            error,
             self._observation_std(),
             config.lead_hours,
-            config.whitening.prior,
+            config.whitening.prior and not config.window,
             self._provenance(),
+            states.modalities,
+            window=Window(config.window.size, config.window.hours) if config.window else None,
         )
         package.save(output, dtype=getattr(torch, config.storage))
         return Package.load(output)
-
-    @torch.no_grad()
-    def _reconstruction(self, autoencoder: Any) -> np.ndarray:
-        """Error of the autoencoder in the validation period, per channel."""
-        held = self.states.x[self.states.validation].to(self.device)
-        error = torch.cat(
-            [(autoencoder.decode(autoencoder.encode(x)) - x).square().mean((2, 3)) for x in held.split(64)]
-        )
-        reconstruction = error.mean(0).sqrt().cpu().numpy()
-        self.scores["reconstruction_rmse"] = float(np.sqrt(np.mean(reconstruction**2)))
-        return reconstruction
 
     def _observation_std(self) -> dict[str, float]:
         std = self.config.observation_std * np.asarray(self.states.normalization.std, float)
@@ -134,109 +110,3 @@ class _Run:
             "scores": {key: round(value, 6) for key, value in self.scores.items()},
             "torch": torch.__version__.split("+")[0],
         }
-
-    def _autoencoder(self) -> tuple[Any, Architecture]:
-        c, states = self.config.autoencoder, self.states
-        architecture = autoencoder_architecture(self.config, states.layout)
-        module: Any = self.work.build(AUTOENCODERS, architecture, 1)
-
-        def run() -> None:
-            linear = module if architecture.name == "linear" else getattr(module, "linear", None)
-            if linear is not None:
-                linear.fit(states.x[states.train])
-            if architecture.name != "linear":
-                held = states.x[states.validation[:: max(1, len(states.validation) // 64)]].to(self.device)
-                self.work.fit(
-                    module,
-                    autoencoder_loss(states.x, states.train, c, self.device),
-                    len(states.train),
-                    c.optimization,
-                    "autoencoder",
-                    10,
-                    lambda m: (m.decode(m.encode(held)) - held).square().mean().item(),
-                )
-
-        self.work.stage(module, "autoencoder", run)
-        return module, architecture
-
-    def _forecaster(self) -> tuple[nn.Module, Architecture, list[tuple[np.ndarray, nn.Module]]]:
-        """The shipped model, trained on all of the training period, and the folds, each with its own model."""
-        architecture = forecaster_architecture(self.config, self.states.layout)
-        everything = self.states.pairs(self.states.train)
-        module = self._one_forecaster(architecture, everything, "forecaster")
-        folds = [(everything, module)]
-        if self.config.forecaster.folds > 1:
-            blocks = np.array_split(everything, self.config.forecaster.folds)
-            folds = [
-                (block, self._one_forecaster(architecture, np.setdiff1d(everything, block), f"forecaster_{i}"))
-                for i, block in enumerate(blocks)
-            ]
-        return module, architecture, folds
-
-    def _one_forecaster(self, architecture: Architecture, pairs: np.ndarray, name: str) -> nn.Module:
-        c, states = self.config.forecaster, self.states
-        module: Any = self.work.build(FORECASTERS, architecture, 2)
-
-        def run() -> None:
-            before = states.before[pairs]
-            module.fit_linear(states.x[before], states.x[pairs], states.calendar[before], ridge=c.ridge)
-            held = states.pairs(states.validation)
-            held = held[:: max(1, len(held) // 64)]
-            source, season = states.x[states.before[held]], states.calendar[states.before[held]]
-            self.work.fit(
-                module,
-                forecaster_loss(states, pairs, self.config.background.perturbation, self.device),
-                len(pairs),
-                c.optimization,
-                name,
-                20,
-                lambda m: (
-                    (m(source.to(self.device), season.to(self.device)).cpu() - states.x[held]).square().mean().item()
-                ),
-            )
-
-        self.work.stage(module, name, run)
-        return module
-
-    def _whitening(self, pairs: Pairs) -> tuple[Whitening, Architecture]:
-        z_b, z, _ = pairs["train"]
-        architecture = whitening_architecture(self.config, tuple(z.shape[1:]))
-        whitening: Any = self.work.build(WHITENINGS, architecture, 3)
-        self.work.stage(whitening, "whitening", lambda: whitening.fit((z - z_b).to(self.device)))
-        return whitening, architecture
-
-    @torch.no_grad()
-    def _calibrate(self, whitening: Whitening, pairs: tuple[Tensor, ...]) -> None:
-        """Scale S to the validation errors, after the denoiser has learned in the units of the training ones."""
-        z_b, z, _ = pairs
-        ratio = float(torch.cat([whitening.whiten(d.to(self.device)) for d in (z - z_b).split(256)]).square().mean())
-        self.scores["whitened_validation_variance"] = ratio
-        if self.config.whitening.calibrate:
-            whitening.inflate(ratio)
-
-    def _denoiser(self, whitening: Whitening, pairs: Pairs) -> tuple[nn.Module, Architecture]:
-        c = self.config.denoiser
-        architecture = denoiser_architecture(self.config, tuple(pairs["train"][0].shape[1:]))
-        module = self.work.build(DENOISERS, architecture, 4)
-        schedule = Schedule(**self.config.schedule.model_dump())
-        target = {}
-        with torch.no_grad():
-            for kind, (z_b, z, _) in pairs.items():
-                target[kind] = torch.cat([whitening.whiten(d.to(self.device)).cpu() for d in (z - z_b).split(256)]) \
-                    if self.config.whitening.prior else z  # fmt: skip
-        loss, held = (
-            denoiser_loss(target[kind], pairs[kind][0], pairs[kind][2], schedule, settings, whitening, self.device)
-            for kind, settings in (("train", c), ("validation", c.model_copy(update={"condition_noise": 0.0})))
-        )
-        chosen = torch.arange(len(target["validation"]))[:: max(1, len(target["validation"]) // 256)]
-
-        def validate(m: nn.Module) -> float:
-            return float(np.mean([held(m, chosen, torch.Generator().manual_seed(i)).item() for i in range(4)]))
-
-        def run() -> None:
-            self.work.fit(module, loss, len(target["train"]), c.optimization, "denoiser", 30, validate)
-
-        self.scores["denoiser_validation_at_start"] = validate(module.eval())
-        self.work.stage(module, "denoiser", run)
-        self.scores["denoiser_validation"] = validate(module)
-        return module, architecture

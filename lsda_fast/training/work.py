@@ -8,7 +8,7 @@ files of one that is made in parts.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from lsda_fast.package import Architecture
 from lsda_fast.training.config import Optimization
 from lsda_fast.training.loop import Log, Loss, fit
 
-__all__ = ["Settings", "Work", "check_claim", "claim"]
+__all__ = ["Made", "Settings", "Work", "check_claim", "claim"]
 
 
 class Settings(Protocol):
@@ -33,6 +33,14 @@ class Settings(Protocol):
     @property
     def checkpoint_minutes(self) -> float:
         """Time between checkpoints."""
+
+
+class Made(NamedTuple):
+    """What some stages leave: modules of the package, how to rebuild them, and how good they are."""
+
+    modules: dict[str, nn.Module]
+    architectures: dict[str, Architecture]
+    scores: dict[str, float]
 
 
 def check_claim(folder: Path, config: BaseModel, resume: bool) -> None:

@@ -1,0 +1,164 @@
+"""SLAMS' ablation tables on a nature run: coarsening, gaps in time and noise, with 0, 1 and 2 extra modalities.
+
+Temperature profiles of windows of states from degraded fields (``bench.cases.slams``): pixel SDA, the published latent
+setting, and ours. Scored are the state's channels in units of their climatological spread: the paper's metric
+(Wasserstein distance of the values, mean over levels), RMSE of the ensemble mean and of the members (which does not
+depend on how many there are), CRPS, and the seconds that the members of a window take together.
+Packages are given by path: one for any number of modalities, or several, of which each serves its own number of them.
+
+Scores of a case are kept as it is done, so that an interrupted run goes on. One JSON line per degradation, way and
+number of modalities, over all windows; the tables last.
+
+    python -m bench.slams runs/nature --pixel runs/pixel --published runs/slams0 runs/slams1 runs/slams2 \\
+        --ours runs/ours --output bench/results/slams.jsonl
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.cases.slams import DEGRADATIONS, WAYS, Extras, Way, analysed, scores, starts, truth_of
+from lsda_fast.datasets import open_states
+from lsda_fast.errors import InputError
+from lsda_fast.package import Package
+from lsda_fast.package.files import package_hash
+
+PERIOD = ("2001-12-01", "2002-03-31")
+SCORES = ("wasserstein", "rmse", "member_rmse", "crps")
+
+Column = tuple[str, int]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write, print."""
+    arguments = parsed(argv)
+    columns = columns_of(arguments)
+    cases = list(run_cases(columns, arguments))
+    rows = [row for name in arguments.cases for column in columns for row in [summary(name, column, cases)]]
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for score in (*SCORES, "seconds"):
+        print(f"\n{score}\n{table(rows, score, arguments.cases).to_string(float_format=lambda v: f'{v:.3f}')}")
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nature", type=Path, help="folder of the nature run")
+    for way in WAYS:
+        parser.add_argument(f"--{way}", nargs="+", type=Path, default=[], metavar="PACKAGE")
+    parser.add_argument("--steps", nargs="+", default=[], metavar="[WAY=]STEPS", help="if not the way's own")
+    parser.add_argument("--cases", nargs="+", default=list(DEGRADATIONS), choices=list(DEGRADATIONS), metavar="CASE")
+    parser.add_argument("--modalities", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--windows", type=int, default=10)
+    parser.add_argument("--states", type=int, default=29)
+    parser.add_argument("--members", nargs="+", default=[], metavar="[WAY=]MEMBERS", help="4 if not given")
+    parser.add_argument("--period", nargs=2, default=PERIOD, metavar=("FIRST", "LAST"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/slams"), help="folder of finished cases")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args(argv)
+    arguments.steps = _numbers(arguments.steps, "--steps")
+    arguments.members = dict.fromkeys(WAYS, 4) | _numbers(arguments.members, "--members")
+    return arguments
+
+
+def columns_of(arguments: argparse.Namespace) -> dict[Column, tuple[Way, Package, str]]:
+    """By way and number of modalities: the way, its package, and the package's hash."""
+    columns: dict[Column, tuple[Way, Package, str]] = {}
+    for name, way in WAYS.items():
+        if name in arguments.steps:
+            way = replace(way, sampler={**way.sampler, "steps": arguments.steps[name]})
+        packages = {}
+        for path in getattr(arguments, name):
+            package = Package.load(path).to(arguments.device)
+            most = Extras.of(package).most(way)
+            if most in packages:
+                raise InputError(f"--{name} {path} takes {most} modalities, as another does; accepted is one of each")
+            packages[most] = package, package_hash(path)[:12]
+        for count in arguments.modalities:
+            # The package with just as many; else the one with the most, of which some are left out.
+            chosen = count if count in packages else max(packages, default=-1)
+            if chosen >= count:
+                columns[name, count] = (way, *packages[chosen])
+    if not columns:
+        raise InputError(f"no package came that serves; accepted: {', '.join(f'--{way} PACKAGE' for way in WAYS)}")
+    return columns
+
+
+def run_cases(
+    columns: dict[Column, tuple[Way, Package, str]], arguments: argparse.Namespace
+) -> Iterator[tuple[str, Column, dict[str, Any]]]:
+    """Degradation, way and modalities, scores; from disk where done."""
+    data = open_states(str(arguments.nature / "states_*.nc"))
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    first = starts(pd.DatetimeIndex(data["time"].values), arguments.period, arguments.states, arguments.windows)
+    for number, start in enumerate(first):
+        for column, (way, package, digest) in columns.items():
+            truth, M = None, arguments.members[column[0]]
+            for name in arguments.cases:
+                degradation = DEGRADATIONS[name]
+                file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(degradation, way, M)}.json"
+                kept = arguments.work / file
+                if not kept.exists():
+                    truth = truth or truth_of(package, data, start, arguments.states)
+                    states, seconds = analysed(package, way, column[1], truth, degradation, members=M, seed=number)
+                    found = scores(package, states, truth) | {"seconds": seconds, "members": M}
+                    kept.with_suffix(".partial").write_text(json.dumps(found))
+                    os.replace(kept.with_suffix(".partial"), kept)
+                yield name, column, json.loads(kept.read_text())
+        print(f"window {number + 1} of {len(first)}", flush=True)
+
+
+def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[str, Any]]]) -> dict[str, Any]:
+    """One row: means over the windows, root mean squares of the RMSE."""
+    mine = [found for case, way, found in cases if (case, way) == (name, column)]
+    row: dict[str, Any] = {"bench": "slams", "case": name, **asdict(DEGRADATIONS[name])}
+    row |= {"way": column[0], "modalities": column[1], "windows": len(mine), "members": mine[0]["members"]}
+    for score in SCORES:
+        levels = pd.DataFrame([found[score] for found in mine])
+        root = score.endswith("rmse")
+        by_level = np.sqrt((levels**2).mean()) if root else levels.mean()
+        row[score] = float(np.sqrt((by_level**2).mean()) if root else by_level.mean())
+        row[f"{score}_by_level"] = {level: round(float(value), 5) for level, value in by_level.items()}
+    for score in ("rmse_by_lead", "crps_by_lead"):
+        row[score] = np.mean([found[score] for found in mine], axis=0).round(5).tolist()
+    row["seconds"] = float(np.mean([found["seconds"] for found in mine]))
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> pd.DataFrame:
+    """Degradations by ways and numbers of modalities."""
+    frame = pd.DataFrame(rows)
+    columns = list(dict.fromkeys(zip(frame["way"], frame["modalities"])))
+    wide = frame.pivot(index="case", columns=["way", "modalities"], values=score)
+    return wide.reindex(index=list(order), columns=pd.MultiIndex.from_tuples(columns, names=["way", "modalities"]))
+
+
+def _numbers(texts: Sequence[str], option: str) -> dict[str, int]:
+    """By way, from NUMBER for all of them or WAY=NUMBER."""
+    numbers: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        if (name and name not in WAYS) or not number.isdecimal() or int(number) < 1:
+            raise InputError(f"{option} {text} came; accepted: a number of at least 1, by itself or after one of "
+                             f"{', '.join(f'{way}=' for way in WAYS)}")  # fmt: skip
+        numbers |= dict.fromkeys([name] if name else WAYS, int(number))
+    return numbers
+
+
+def _digest(*what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

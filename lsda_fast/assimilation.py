@@ -1,0 +1,207 @@
+"""What analyses of one state and of a window share: settings, the likelihood, sampling, decoding.
+
+The observation operator is built from the table, R is each observation's error variance plus the autoencoder's
+representativeness. Nothing disappears: every observation is used, or listed with the reason why not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsda_fast.diffusion.solvers import Langevin, Solver
+from lsda_fast.engine.backend import choose_backend, choose_precision
+from lsda_fast.engine.engine import Engine
+from lsda_fast.errors import InputError, NonFiniteError
+from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
+from lsda_fast.kernels.buckets import bucket
+from lsda_fast.kernels.robust import Robust, check
+from lsda_fast.likelihood import likelihood_of
+from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
+from lsda_fast.observations.columns import default_std
+from lsda_fast.observations.units import Conversion, to_si
+from lsda_fast.package import Package
+from lsda_fast.prior import Prior
+from lsda_fast.sampler import Sampler, Step
+
+__all__ = ["Assimilation", "Case", "NoObservationsError"]
+
+
+class NoObservationsError(InputError):
+    """Not one observation can be used. Exit code 3."""
+
+
+class Case(NamedTuple):
+    """One analysis as tensors; ``observed`` is the likelihood without what fills up a bucket."""
+
+    prior: Prior
+    likelihood: Likelihood
+    observed: Likelihood
+    reasons: np.ndarray
+
+
+class Sampled(NamedTuple):
+    """An ensemble: normalised (M, T*C, H, W), physical (M, T, C, H, W), its members, provenance, counts."""
+
+    x: Tensor
+    states: np.ndarray
+    members: tuple[int, ...]
+    attrs: dict[str, Any]
+    evaluations: Counter[str]
+
+
+class Assimilation:
+    """A package and how it is run.
+
+    Parameters
+    ----------
+    package : Package
+    guidance : Guidance
+    solver, steps, start, stop, spacing, corrector
+        As for ``Sampler``.
+    block : int, optional
+        Members that go through the networks together, part of what fixes a member's bits. When not given, 16 for
+        latents without a grid and 4 for others on a CPU; on a GPU from members and free memory (``plan``).
+    correction : bool
+        The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
+    representativeness : bool
+        Whether R includes the autoencoder's reconstruction error.
+    robust : Huber or VariationalQC, optional
+        What a departure costs, so that gross errors lose weight; Gaussian when not given. ``departures`` has the
+        weights.
+    backend : {"auto", "reference", "fused"}
+        See ``engine.backend``; ``assimilator.backend`` says which was taken, and why; ``engine.execution``, whether
+        blocks are captured as CUDA graphs.
+    precision : {"float32", "bfloat16"}
+        Of the matrix products of denoiser and observed decoder (``models.precision``); ``bfloat16`` with the fused
+        backend alone, on processors with matrix units for it. States are decoded in the package's own precision.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        guidance: Guidance | None = None,
+        *,
+        solver: str | Solver = "auto",
+        steps: int | None = None,
+        start: float = 1.0,
+        stop: float | None = None,
+        spacing: str = "auto",
+        corrector: Langevin | None = None,
+        block: int | None = None,
+        correction: bool = True,
+        representativeness: bool = True,
+        robust: Robust | None = None,
+        backend: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        self.package, self.correction, self.representativeness = package, correction, representativeness
+        self.robust = check(robust)
+        self.backend = choose_backend(backend, package)
+        self.precision = choose_precision(precision, package, self.backend)
+        free_block = block is None
+        if block is None:
+            block = self._default_block
+        self.sampler = Sampler(
+            LatentOptimization() if guidance is None else guidance,
+            solver=solver,
+            steps=steps,
+            start=start,
+            stop=stop,
+            spacing=spacing,
+            corrector=corrector,
+            block=block,
+        )
+        self.engine = Engine(package, self.sampler, self.backend, free_block=free_block)
+
+    @property
+    def _default_block(self) -> int:
+        return 16 if self.package.latent_shape[-1] == 1 else 4
+
+    def _padded(self, observed: Likelihood) -> Likelihood:
+        """Filled up to a bucket where blocks are captured as graphs."""
+        return observed if self.engine.graphs is None else observed.padded(bucket)
+
+    def _sampled(
+        self,
+        case: Case,
+        members: int | Sequence[int],
+        seed: int,
+        recenter: bool,
+        on_step: Callable[[Step], None] | None,
+    ) -> "Sampled":
+        """The ensemble, decoded; NonFiniteError names members that are not finite."""
+        samples, block = self.engine.run(
+            case.prior, case.likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step
+        )
+        with torch.no_grad():
+            x_a = torch.cat([case.prior.decode(z[None]) for z in samples.z])
+        with np.errstate(over="ignore", invalid="ignore"):
+            states = self.package.denormalize(x_a.unflatten(1, (-1, self.package.layout.shape[0])))
+        bad = [member for member, state in zip(samples.members, states) if not np.isfinite(state).all()]
+        if bad:
+            raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
+        attrs = {
+            "source": "lsda_fast analysis",
+            "seed": seed,
+            "settings": repr(self.sampler.guidance),
+            "observation_cost": "Gaussian" if self.robust is None else repr(self.robust),
+            "backend": self.backend.name,
+            "precision": str(self.precision).removeprefix("torch."),
+            "noise_levels": self.sampler.steps,
+            "members_in_a_block": block,
+        }
+        return Sampled(x_a, states, samples.members, attrs, samples.evaluations)
+
+    def _likelihood(
+        self,
+        observations: Observations,
+        operator_of: Callable[[Observations], StencilOperator],
+        more: StencilOperator | None = None,
+    ) -> tuple[StencilOperator, Likelihood, np.ndarray]:
+        """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used.
+
+        ``more`` has its own values and stands behind those of the table.
+        """
+        package, observations = self.package, self._with_std(observations)
+        operator = operator_of(observations)
+        reasons = operator.reasons.copy()
+        unknown = ~np.isfinite(observations.frame["std"].to_numpy(float)) & (reasons == "")
+        if unknown.any():
+            reasons[unknown] = "no std, and the package has no default for it"
+            operator = operator_of(observations.select(reasons == ""))
+        if more is not None:
+            together: Any = ObservationOperator.stack(operator, more)
+            operator, reasons = together, np.concatenate([reasons, more.reasons])
+        if operator.size == 0:
+            why = Counter([*reasons, *observations.rejected.get("reason", ())]).most_common(1)
+            detail = f"; most often because: {why[0][0]}" if why else ""
+            raise NoObservationsError(
+                f"none of {len(reasons) + len(observations.rejected)} observations can be used{detail}"
+            )
+        error = np.tile(package.reconstruction_error, operator.shape[0] // package.layout.shape[0])
+        likelihood = likelihood_of(
+            operator,
+            error=error if self.representativeness else None,
+            robust=self.robust,
+            device=package.device,
+            dtype=package.dtype,
+        )
+        moved: Any = likelihood.operator
+        return moved, likelihood, reasons
+
+    def _with_std(self, observations: Observations) -> Observations:
+        """The package's default errors, which are in the channels' units, where the table has none."""
+        channels = {
+            channel.name: to_si(channel.units) or Conversion(1.0, 0.0, "") for channel in self.package.layout.channels
+        }
+        std = {
+            name: channels[name].scale * value
+            for name, value in self.package.observation_std.items()
+            if name in channels
+        }
+        frame = observations.frame
+        return Observations(frame.assign(std=default_std(frame, std)), observations.rejected)

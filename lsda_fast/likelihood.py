@@ -1,0 +1,45 @@
+"""The likelihood of what an operator observed: R, and the unit of SDA's gamma.
+
+R is each observation's own error variance plus the autoencoder's reconstruction error, carried to it through its
+stencil: otherwise the guidance chases what the decoder cannot draw.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsda_fast.guidance import Likelihood
+from lsda_fast.kernels.robust import Robust
+from lsda_fast.observations import StencilOperator
+
+__all__ = ["likelihood_of"]
+
+
+def likelihood_of(
+    operator: StencilOperator,
+    *,
+    error: np.ndarray | None = None,
+    robust: Robust | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Likelihood:
+    """The likelihood of an operator that has values and standard deviations.
+
+    Parameters
+    ----------
+    operator : StencilOperator
+    error : np.ndarray, shape (C,), optional
+        Normalised RMSE of the autoencoder, per channel of the operator's state; none when not given.
+    robust : Huber or VariationalQC, optional
+    device, dtype
+        Where it is wanted.
+    """
+    operator = operator.to(device, dtype)
+    # A copy, because torch warns of the read-only columns of a table.
+    as_tensor: Any = lambda a: torch.tensor(np.array(a), dtype=dtype, device=device)  # noqa: E731
+    variance = as_tensor(operator.std) ** 2
+    if error is not None:
+        variance = variance + operator.representativeness(as_tensor(error))
+    scale = operator.representativeness(torch.ones(operator.shape[0], dtype=dtype, device=device)).sqrt()
+    return Likelihood(operator, as_tensor(operator.values), variance, scale, robust)

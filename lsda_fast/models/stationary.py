@@ -1,0 +1,267 @@
+"""The linear-Gaussian model of a trajectory of latents: a covariance in space and time, stationary in time.
+
+The variable is v = (z - mean) / std, place by place. On grids that wrap in longitude the statistics are the same at
+every longitude: after a Fourier transform each zonal wavenumber m has, of its (channel, row) numbers, ``rank`` modes
+V_m (the leading eigenvectors of their covariance) and a rest that is alike in every direction. A mode's amplitude has a
+complex autocovariance g(l) = E[a(t + l) a(t)*], whose phase is how fast its waves travel, and over T states the
+Hermitian Toeplitz covariance G with G[t, s] = g(t - s):
+
+    S = sum_mj  V_mj V_mj^H (x) G_mj  +  sum_m (1 - V_m V_m^H) (x) G_m
+
+g is estimated from training up to lag p and continued as the autoregression of order p that has it,
+g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Without zonal symmetry the same holds with
+all numbers of the latent in one block.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lsda_fast.errors import InputError
+from lsda_fast.models.whitening import row_taper
+
+__all__ = ["StationaryTrajectories", "TrajectoryCovariance"]
+
+Number = float | Tensor
+
+_LEAST = 1e-6  # variance of a mode, in units of the numbers' own
+
+
+@dataclass(frozen=True, eq=False)
+class TrajectoryCovariance:
+    """S of T states, by its eigenvectors: space modes times those of their T x T covariances in time.
+
+    Parameters
+    ----------
+    modes : Tensor, complex, shape (waves, n, rank)
+        V_m, of the n numbers of one wavenumber.
+    time, rest : Tensor, complex, shape (waves, rank, T, T) and (waves, 1, T, T)
+        Eigenvectors of G_mj and of G_m, in columns.
+    values, rest_values : Tensor, shape (waves, rank, T) and (waves, 1, T)
+        Their eigenvalues.
+    fold : Tensor, shape (waves,)
+        How many wavenumbers of the real transform each stands for: itself and its conjugate, or itself alone.
+    zonal : bool
+        Whether the last axis of the latent is transformed; else all its numbers are one block.
+    """
+
+    modes: Tensor
+    time: Tensor
+    rest: Tensor
+    values: Tensor
+    rest_values: Tensor
+    fold: Tensor
+    zonal: bool
+
+    def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """f(S) v for v (M, T, *latent); ``function`` is of eigenvalues (1 or M, waves, modes, T), to the like."""
+        x = to_waves(v, self.zonal)
+        a = torch.einsum("wnr,mtwn->mwrt", self.modes.conj(), x)
+        b = x - torch.einsum("wnr,mwrt->mtwn", self.modes, a)
+        a = torch.einsum("wrst,mwrs->mwrt", self.time.conj(), a) * function(self.values[None])
+        a = torch.einsum("wrst,mwrt->mwrs", self.time, a)
+        b = torch.einsum("wst,mswn->mwnt", self.rest[:, 0].conj(), b) * function(self.rest_values[None])
+        b = torch.einsum("wst,mwnt->mswn", self.rest[:, 0], b)
+        return from_waves(b + torch.einsum("wnr,mwrt->mtwn", self.modes, a), v.shape, self.zonal)
+
+    def wiener(self, v_t: Tensor, alpha: Number, sigma: Number) -> Tensor:
+        """E[v | v_t] = alpha S (alpha^2 S + sigma^2)^-1 v_t; the level's numbers are floats or (M, 1, 1, 1)."""
+        return self.apply(v_t, lambda s: alpha * s / (alpha**2 * s + sigma**2))
+
+    def spread(self, rho2: Tensor) -> Tensor:
+        """Root mean variance of v given v_t, over all its numbers, at noise-to-signal ratios squared (M,)."""
+        rho2 = rho2[:, None, None, None]
+        left = lambda s: (s * rho2 / (s + rho2)).sum((2, 3))  # noqa: E731
+        n, rank = self.modes.shape[1:]
+        each = left(self.values[None]) + (n - rank) * left(self.rest_values[None])
+        return ((each * self.fold).sum(1) / (n * self.fold.sum() * self.values.shape[-1])).sqrt()
+
+
+class StationaryTrajectories(nn.Module):
+    """Mean, standard deviation, modes and autocovariances of latents; see the module.
+
+    Parameters
+    ----------
+    latent_shape : (channels, rows, columns)
+    zonal : bool
+        Whether statistics are the same at every longitude.
+    rank : int
+        Modes kept per wavenumber.
+    lags : int
+        p, the largest lag that is estimated.
+    reach : float, optional
+        Half-width, in rows, of the taper that removes sampling noise between distant rows; zonal statistics alone.
+
+    Raises
+    ------
+    InputError
+        Numbers that are too small.
+    """
+
+    mean: Tensor
+    std: Tensor
+    real: Tensor
+    imaginary: Tensor
+    lag_real: Tensor
+    lag_imaginary: Tensor
+    rest_real: Tensor
+    rest_imaginary: Tensor
+
+    def __init__(
+        self,
+        latent_shape: Sequence[int],
+        zonal: bool = True,
+        rank: int = 64,
+        lags: int = 4,
+        reach: float | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1 or lags < 1:
+            raise InputError(f"a trajectory covariance of rank {rank} and {lags} lags; accepted are at least 1")
+        channels, rows, columns = latent_shape
+        self.latent_shape, self.zonal, self.reach = (channels, rows, columns), zonal, reach
+        waves, n = (columns // 2 + 1, channels * rows) if zonal else (1, channels * rows * columns)
+        rank = min(rank, n)
+        self.register_buffer("mean", torch.zeros(channels, rows, columns))
+        self.register_buffer("std", torch.ones(channels, rows, 1 if zonal else columns))
+        modes = torch.eye(n)[:, :rank].expand(waves, n, rank).clone()
+        white = torch.zeros(lags + 1).index_fill_(0, torch.zeros(1, dtype=torch.long), 1.0)
+        for name, value in (
+            ("real", modes),
+            ("imaginary", torch.zeros_like(modes)),
+            ("lag_real", white.expand(waves, rank, -1).clone()),
+            ("lag_imaginary", torch.zeros(waves, rank, lags + 1)),
+            ("rest_real", white.expand(waves, 1, -1).clone()),
+            ("rest_imaginary", torch.zeros(waves, 1, lags + 1)),
+        ):
+            self.register_buffer(name, value)
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """v of latents (..., *latent)."""
+        return (z - self.mean) / self.std
+
+    def restore(self, v: Tensor) -> Tensor:
+        """Latents of v (..., *latent)."""
+        return self.mean + self.std * v
+
+    @property
+    def _fold(self) -> Tensor:
+        """See ``TrajectoryCovariance``."""
+        waves, columns = len(self.real), self.latent_shape[2]
+        fold = torch.full((waves,), 2.0, device=self.real.device)
+        fold[0] = 1.0
+        if not self.zonal or columns % 2 == 0:
+            fold[-1] = 1.0
+        return fold
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, runs: Sequence[Tensor]) -> None:
+        """Estimate from latents (N, *latent); ``runs`` are the indices of states that follow each other in time."""
+        lags = self.lag_real.shape[-1] - 1
+        if max(len(run) for run in runs) <= lags:
+            raise InputError(
+                f"no {lags + 1} states follow each other in training; accepted are more states or fewer lags"
+            )
+        z = z[torch.cat(list(runs))]
+        bounds = torch.tensor([0] + [len(run) for run in runs]).cumsum(0).tolist()
+        spans = list(pairwise(bounds))
+        self.mean.copy_(z.mean(0))
+        variance = (z - self.mean).square().mean(0)
+        self.std.copy_((variance.mean(-1, keepdim=True) if self.zonal else variance).sqrt().clamp_min(1e-6))
+        x = to_waves(self.standardize(z)[None], self.zonal)[0]
+        channels, rows, _ = self.latent_shape
+        taper: Tensor | float = 1.0
+        if self.zonal and self.reach is not None:
+            taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(z.device)
+        n, rank = self.real.shape[1:]
+        for m, single in enumerate((self._fold == 1.0).tolist()):
+            mode = x[:, m].to(torch.complex128)
+            covariance = mode.T @ mode.conj() / len(mode) * taper
+            vectors = torch.linalg.eigh(covariance.real if single else covariance)[1].flip(1)[:, :rank].to(mode)
+            a = mode @ vectors.conj()
+            rest = mode - a @ vectors.T
+            g = _autocovariance(a, spans, lags)
+            g_rest = _autocovariance(rest, spans, lags).sum(0, keepdim=True) / max(n - rank, 1)
+            # A little white noise, so that rounding the numbers leaves a covariance.
+            g[:, 0] += _LEAST + 1e-5 * g[:, 0]
+            g_rest[:, 0] += _LEAST + 1e-5 * g_rest[:, 0]
+            if single:
+                g, g_rest = g.real + 0j, g_rest.real + 0j
+            self.real[m], self.imaginary[m] = vectors.real.float(), vectors.imag.float()
+            self.lag_real[m], self.lag_imaginary[m] = g.real.float(), g.imag.float()
+            self.rest_real[m], self.rest_imaginary[m] = g_rest.real.float(), g_rest.imag.float()
+
+    def variance(self) -> Tensor:
+        """Of v at every place, (*latent)."""
+        channels, rows, columns = self.latent_shape
+        power = self.real.square() + self.imaginary.square()
+        g, rest = self.lag_real[..., 0], self.rest_real[..., 0]
+        each = (power * (g - rest)[:, None]).sum(-1) + rest
+        if not self.zonal:
+            return each.reshape(self.latent_shape)
+        total = (self._fold[:, None] * each).sum(0) / columns
+        return total.reshape(channels, rows, 1).expand(self.latent_shape).contiguous()
+
+    @torch.no_grad()
+    def covariance(self, length: int) -> TrajectoryCovariance:
+        """S of ``length`` states."""
+        time, values = _toeplitz_eigen(self.lag_real, self.lag_imaginary, length)
+        rest, rest_values = _toeplitz_eigen(self.rest_real, self.rest_imaginary, length)
+        modes = torch.complex(self.real, self.imaginary)
+        dtype, kind = self.real.dtype, modes.dtype
+        return TrajectoryCovariance(
+            modes,
+            time.to(kind),
+            rest.to(kind),
+            values.to(dtype),
+            rest_values.to(dtype),
+            self._fold.to(dtype),
+            self.zonal,
+        )
+
+
+def to_waves(v: Tensor, zonal: bool) -> Tensor:
+    """v (M, T, c, h, w) -> complex (M, T, waves, n)."""
+    if not zonal:
+        return torch.complex(v, torch.zeros_like(v)).flatten(2)[:, :, None]
+    return torch.fft.rfft(v, norm="ortho").flatten(2, 3).mT
+
+
+def from_waves(x: Tensor, shape: Sequence[int], zonal: bool) -> Tensor:
+    """The inverse, to ``shape``."""
+    if not zonal:
+        return x.real.reshape(*x.shape[:2], *shape[2:])
+    return torch.fft.irfft(x.mT.unflatten(2, tuple(shape[2:4])), n=shape[4], norm="ortho")
+
+
+def _autocovariance(a: Tensor, spans: Sequence[tuple[int, int]], lags: int) -> Tensor:
+    """g (k, lags + 1) of amplitudes (N, k): summed over the runs and divided by N at every lag, so never indefinite."""
+    g = a.new_zeros(a.shape[1], lags + 1)
+    for first, stop in spans:
+        run = a[first:stop]
+        for lag in range(min(lags + 1, len(run))):
+            g[:, lag] += (run[lag:] * run[: len(run) - lag].conj()).sum(0)
+    return g / len(a)
+
+
+def _toeplitz_eigen(real: Tensor, imaginary: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (..., T, T) and eigenvalues (..., T) of the Toeplitz covariances of autocovariances (..., p + 1)."""
+    g = torch.complex(real.double(), imaginary.double())
+    p = g.shape[-1] - 1
+    phi = torch.linalg.solve(_toeplitz(g, p), g[..., 1:, None])[..., 0]
+    known = list(g.unbind(-1))
+    while len(known) < length:
+        known.append(sum(phi[..., j] * known[-1 - j] for j in range(p)))
+    values, vectors = torch.linalg.eigh(_toeplitz(torch.stack(known, dim=-1), length))
+    return vectors, values.clamp_min(_LEAST**2)
+
+
+def _toeplitz(g: Tensor, size: int) -> Tensor:
+    """G[t, s] = g(t - s), with g(-l) = g(l)*."""
+    lag = torch.arange(size, device=g.device)
+    lag = lag[:, None] - lag
+    G = g[..., lag.abs()]
+    return torch.where(lag < 0, G.conj(), G)

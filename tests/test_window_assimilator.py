@@ -1,0 +1,271 @@
+"""Windows on xarray: the closed-form posterior in space and time, every observation accounted for, the program."""
+
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from lsda_fast import cli
+from lsda_fast.datasets import open_states
+from lsda_fast.degradations import Degradation
+from lsda_fast.diffusion import Schedule
+from lsda_fast.errors import InputError
+from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
+from lsda_fast.guidance import GaussNewton, LatentOptimization
+from lsda_fast.models import AUTOENCODERS, WINDOWS, build
+from lsda_fast.observations import Observations
+from lsda_fast.observations.fields import field_observations
+from lsda_fast.observations.trajectory import trajectory_stations
+from lsda_fast.package import Architecture, Package
+from lsda_fast.trajectory import Window
+from lsda_fast.window_assimilator import WindowAssimilator, window_times
+
+GRID = Grid(np.linspace(50.0, 40.0, 6), np.linspace(-6.0, 6.0, 7))
+LAYOUT = StateLayout(GRID, (Channel("t", 850.0, "K"), Channel("olr", None, "W m-2")))
+SHAPE = LAYOUT.shape
+NORMALIZATION = Normalization(np.array([280.0, 240.0]), np.array([8.0, 30.0]))
+WINDOW = ("2002-01-01T00", "2002-01-02T06")
+TIMES = pd.date_range(*WINDOW, freq="6h")
+T = len(TIMES)
+STD = {"t850": 0.8, "olr": 5.0}
+
+
+def independent_package(**changes: Any) -> Package:
+    """Every number of every state N(0, 1) by itself, and a latent that is the state."""
+    schedule = Schedule.edm(sigma_max=2000.0)
+    low, high = schedule.sigma_min ** (1 / 7), schedule.sigma_max ** (1 / 7)
+    wiener = lambda z, t: z / (1.0 + (low + t * (high - low)) ** 14)[:, None, None, None, None]  # noqa: E731
+    return Package.from_modules(
+        encoder=lambda x: x, decoder=lambda z: z, denoiser=wiener, latent_shape=SHAPE, prediction="x0",
+        schedule=schedule, layout=LAYOUT, normalization=NORMALIZATION, observation_std=STD,
+        **{"window": Window(5, 6.0)} | changes,
+    )  # fmt: skip
+
+
+def stations(places: int = 12) -> pd.DataFrame:
+    """Both variables at places and times of their own, between grid points and states."""
+    rng = np.random.default_rng(2)
+    hours = rng.uniform(0, 30, places).round(2)
+    return pd.DataFrame(
+        {
+            "time": np.repeat(TIMES[0] + pd.to_timedelta(hours, "h"), 2),
+            "latitude": np.repeat(rng.uniform(40, 50, places), 2),
+            "longitude": np.repeat(rng.uniform(-6, 6, places), 2),
+            "variable": ["t", "olr"] * places,
+            "level": [850.0, np.nan] * places,
+            "value": np.tile([280.0, 240.0], places) + np.tile([8.0, 30.0], places) * rng.standard_normal(2 * places),
+        }
+    )
+
+
+def run_of_a_model() -> xr.Dataset:
+    values = np.random.default_rng(3).standard_normal((T, *SHAPE))
+    return LAYOUT.to_dataset(NORMALIZATION.denormalize(values), dims=("time",), coords={"time": TIMES.to_numpy()})
+
+
+def analysed(observations: Observations, **options: Any) -> Any:
+    """By one noise level, where the conditional mean is exact."""
+    exact = LatentOptimization(GaussNewton(outer=1, cg=60, halvings=0))
+    run = WindowAssimilator(independent_package(), exact, steps=1, block=2)
+    return run(observations, members=2, **{"window": WINDOW} | options)
+
+
+def test_the_mean_is_optimal_interpolation_in_space_and_time(tmp_path: Path) -> None:
+    frame = stations()
+    late = frame.iloc[:1].assign(time=TIMES[-1] + pd.Timedelta("1h"))
+    observations = Observations.from_frame(pd.concat([frame, late], ignore_index=True))
+    result = analysed(observations, background=run_of_a_model())
+    operator = trajectory_stations(Observations.from_frame(frame, STD), LAYOUT, NORMALIZATION, TIMES)
+    n = T * int(np.prod(SHAPE))
+    H = torch.zeros(operator.size, n).scatter_add_(1, operator.index, operator.weight)
+    R = torch.tensor(operator.std, dtype=torch.float32) ** 2
+    innovation = torch.tensor(operator.values, dtype=torch.float32) - operator.offset
+    x_a = (H.T @ torch.linalg.solve(H @ H.T + R.diag(), innovation)).reshape(T, *SHAPE)
+    mean = NORMALIZATION.normalize(LAYOUT.to_array(result.mean))
+    np.testing.assert_allclose(mean, x_a, atol=2e-3)
+    assert float(x_a.abs().max()) > 0.5
+    assert dict(result.analysis.sizes) == {"time": T, "member": 2, "latitude": 6, "longitude": 7}
+    np.testing.assert_array_equal(result.analysis["time"], TIMES)
+    # Every row has its departures, or its reason.
+    table = result.departures
+    assert table["used"].tolist() == [True] * 24 + [False]
+    assert table["reason"].iloc[-1] == "outside the window 2002-01-01T00:00..2002-01-02T06:00"
+    x_b = torch.from_numpy(NORMALIZATION.normalize(LAYOUT.to_array(result.background))).flatten(0, 1)
+    for name, x in (("O-B", x_b), ("O-A", x_a.flatten(0, 1))):
+        departure = operator.values - operator(x[None])[0].numpy()
+        np.testing.assert_allclose(table[name][:-1], departure, atol=0.05)
+    saved = result.save(tmp_path / "A.nc")
+    assert [path.name for path in saved] == ["A.nc", "A.departures.csv"]
+    assert dict(open_states(saved[0]).sizes) == dict(result.analysis.sizes)
+
+
+def test_without_a_background_there_is_no_o_b() -> None:
+    result = analysed(Observations.from_frame(stations()))
+    assert result.background is None
+    assert result.departures["O-B"].isna().all()
+    assert result.departures["O-A"].notna().all()
+    with pytest.raises(InputError, match="accepted is one of a background"):
+        result.report("nowhere")
+
+
+def test_gridded_fields_are_observed_where_they_have_values() -> None:
+    fields = run_of_a_model()[["olr"]].isel(time=[0, 2])
+    fields["olr"].values[1, 2, 3] = np.nan
+    table = Observations.joined(Observations.from_frame(stations(3)), field_observations(fields))
+    assert table.frame["observation"].is_unique
+    result = analysed(table)
+    departures = result.departures
+    assert len(departures) == 6 + 2 * 42
+    assert departures["reason"][~departures["used"]].tolist() == ["value is missing or not finite"]
+    pixel = departures[departures["observation"] == 6 + 42 + 2 * 7 + 4].iloc[0]
+    assert (pixel["time"], pixel["latitude"], pixel["longitude"]) == (TIMES[2], GRID.latitude[2], GRID.longitude[4])
+    assert pixel["value"] == pytest.approx(float(fields["olr"][1, 2, 4]))
+    assert pixel["std"] == 5.0
+    with pytest.raises(InputError, match="have no time"):
+        field_observations(fields.isel(time=0, drop=True))
+
+
+def test_averages_are_observed_beside_stations() -> None:
+    truth = LAYOUT.to_array(run_of_a_model())
+    truth[0, 1, 0, 0] = np.nan
+    operator = Degradation(coarsen=3, gap=2, noise=0.01)(truth, NORMALIZATION, seed=0, area=GRID.area_weights)
+    together = analysed(Observations.from_frame(stations(4)), operator=operator)
+    departures = together.departures
+    assert departures["observation"].tolist() == list(range(8 + 3 * 2 * 6))
+    assert departures["reason"][~departures["used"]].tolist() == ["missing in the observed field"]
+    block = departures[(departures["variable"] == "olr") & (departures["time"] == TIMES[2])].iloc[-1]
+    assert block["value"] == pytest.approx(operator.values[2 * 12 - 2])
+    assert block["latitude"] < 46
+    assert abs(block["O-A"]) < 1.0
+    alone = analysed(None, operator=operator)
+    assert len(alone.departures) == 36
+    with pytest.raises(InputError, match=r"an operator on \(2, 6, 7\) came; accepted is one on the trajectory"):
+        analysed(None, operator=Degradation()(truth[:1], NORMALIZATION, seed=0))
+
+
+def test_a_warm_start_begins_at_the_run() -> None:
+    package, run = independent_package(), run_of_a_model()
+    free = WindowAssimilator(package, LatentOptimization(GaussNewton(outer=1, cg=3)), steps=1, start=0.3)
+    prior = free._case(TIMES, package.normalize(LAYOUT.to_array(run)), Observations.from_frame(stations())).prior
+    assert prior.origin is not None
+    np.testing.assert_allclose(prior.origin, NORMALIZATION.normalize(LAYOUT.to_array(run)), atol=1e-5)
+    with pytest.raises(InputError, match=r"start = 0\.3 came without a background"):
+        free(Observations.from_frame(stations()), window=WINDOW)
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"window": ("2002-01-01T00", "2002-01-02T03")}, "whole steps of 6 h"),
+    ({"window": None}, "neither a window nor a background"),
+    ({"window": ("2002-01-01", "soon")}, "accepted are two dates"),
+    ({"window": ("2002-01-01T00", "2002-01-01T12")}, "at least the window's 5"),
+    ({"background": run_of_a_model().isel(time=[0, 1, 3, 4, 5])}, "no state at 2002-01-01 12:00:00"),
+    ({"background": run_of_a_model().isel(time=0)}, "accepted is one run, with times"),
+    ({"background": run_of_a_model()[["olr"]]}, "missing values, which the package's encoder does not take"),
+])  # fmt: skip
+def test_windows_and_backgrounds_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        analysed(Observations.from_frame(stations()), **options)
+
+
+def test_a_package_without_trajectories() -> None:
+    run = WindowAssimilator(independent_package(window=None))
+    with pytest.raises(InputError, match="no prior of trajectories"):
+        run(Observations.from_frame(stations()), window=WINDOW)
+
+
+def test_a_lower_precision_is_refused() -> None:
+    run = WindowAssimilator(independent_package())
+    run.precision = torch.bfloat16
+    with pytest.raises(InputError, match="for a window; accepted there is"):
+        run(Observations.from_frame(stations()), window=WINDOW)
+
+
+def test_times_of_a_window() -> None:
+    assert window_times(WINDOW, 6.0).tolist() == TIMES.tolist()
+    assert window_times(("2002-01-01T00Z", "2002-01-01"), 6.0).tolist() == [TIMES[0]]
+
+
+def test_the_plan_counts_the_evaluations() -> None:
+    run = WindowAssimilator(independent_package(), LatentOptimization(GaussNewton(outer=1, cg=2, halvings=0)), steps=2)
+    observations = Observations.from_frame(stations())
+    plan = run.plan(observations=observations, window=WINDOW, members=2)
+    assert (plan.observations, plan.chunk) == (24, 1)
+    assert dict(plan.evaluations) == dict(run(observations, window=WINDOW, members=2).evaluations)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of untrained networks, stations, a field and a run."""
+    torch.manual_seed(0)
+    settings: dict[str, dict[str, Any]] = {
+        "autoencoder": {"shape": SHAPE},
+        "window": {"latent_shape": SHAPE, "size": 5, "hidden": [8], "blocks": 1, "prediction": "eps"},
+    }
+    names = {"autoencoder": "identity", "window": "unet"}
+    modules = {
+        "autoencoder": build(AUTOENCODERS, "identity", settings["autoencoder"]),
+        "window": build(WINDOWS, "unet", settings["window"]),
+    }
+    architectures = {name: Architecture(names[name], settings[name]) for name in names}
+    package = Package(
+        LAYOUT, NORMALIZATION, Schedule.vp_cosine(), "eps", modules, architectures, np.zeros(2), STD,
+        whitened=False, window=Window(5, 6.0),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("window")
+    package.save(path / "package")
+    stations().to_csv(path / "O.csv", index=False)
+    run_of_a_model().to_netcdf(path / "run.nc")
+    run_of_a_model()[["olr"]].isel(time=[1]).to_netcdf(path / "olr.nc")
+    return path
+
+
+def lsda(*arguments: object) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    command = mock.patch("sys.argv", ["lsda", *map(str, arguments)])
+    with command, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def test_the_program_analyses_a_window(folder: Path, tmp_path: Path) -> None:
+    window = ("--window", "/".join(WINDOW))
+    inputs = ("--observations", folder / "O.csv", "--fields", folder / "olr.nc", "--background", folder / "run.nc")
+    code, out, err = lsda(
+        "assimilate", folder / "package", *window, *inputs, "--output", tmp_path / "A.nc",
+        "--members", 2, "--preset", "slams_published", "--steps", 3,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "2 members, 66 of 66 observations" in out
+    analysis = open_states(tmp_path / "A.nc")
+    assert dict(analysis.sizes) == {"time": T, "member": 2, "latitude": 6, "longitude": 7}
+    assert analysis.attrs["settings"].startswith("DPS(")
+    assert analysis.attrs["noise_levels"] == 3
+    assert len(pd.read_csv(tmp_path / "A.departures.csv")) == 66
+    settings = ("--output", tmp_path / "B.nc", "--guidance", "none", "--steps", 2)
+    assert lsda("assimilate", folder / "package", *window, *inputs, *settings)[0] == 0
+    code, out, err = lsda("verify", tmp_path / "B.nc", folder / "run.nc", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["t850"]["wasserstein"] > 0
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ((), "neither --observations nor --fields came"),
+    (("--observations", "O.csv", "--best-of", 4), "none of the options of the best of N"),
+    (("--observations", "O.csv", "--preset", "fast"), "preset 'fast' is unknown"),
+    (("--observations", "O.csv", "--window", "3h"), "--background did not come"),
+])  # fmt: skip
+def test_the_program_says_what_it_takes(folder: Path, tmp_path: Path, options: Any, sentence: str) -> None:
+    named = [folder / option if option == "O.csv" else option for option in options]
+    window = () if "--window" in options else ("--window", "/".join(WINDOW))
+    code, _, err = lsda("assimilate", folder / "package", *window, *named, "--output", tmp_path / "A.nc")
+    assert code == 2
+    assert sentence in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
