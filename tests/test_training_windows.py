@@ -141,7 +141,7 @@ def test_a_network_finds_the_linear_gaussian_estimate():
     windows = torch.arange(4000).unfold(0, 3, 1)
     network = build(WINDOWS, "transformer", SETTINGS)
     loss = window_loss(v, torch.zeros(4000, 4), windows, Schedule.vp_cosine(), "x0", None, torch.device("cpu"))
-    optimization = Optimization(steps=400, batch=64, warmup=20, lr=3e-3, ema=0.99)
+    optimization = Optimization(steps=300, batch=48, warmup=20, lr=3e-3, ema=0.99)
     with torch.enable_grad():
         fit(network, loss, len(windows), optimization, stage="window", seed=0, log=Log(None))
     level = Schedule.vp_cosine().level(0.5)

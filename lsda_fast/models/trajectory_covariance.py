@@ -55,6 +55,11 @@ class TrajectoryCovariance:
         change = (b.permute(0, 3, 2, 1) - F @ a).flatten(1, 2)
         return from_waves(F @ x + (change @ self.modes.mT).unflatten(1, (M, T)), v.shape, self.zonal)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+        return (self.modes, self.time, self.rest, self.values, self.rest_values, self.fold, *self._adjoint)
+
     @cached_property
     def _adjoint(self) -> tuple[Tensor, Tensor, Tensor]:
         """The adjoints of ``time`` and ``rest``, and the conjugate of ``modes``."""
