@@ -194,7 +194,7 @@ def main() -> None:
     start = time.perf_counter()
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = package(arguments.work, arguments.states, arguments.steps)
-    tell(method="training", seconds=time.perf_counter() - start, **model.provenance["scores"])
+    tell(method="training, or reading", seconds=time.perf_counter() - start, **model.provenance["scores"])
     free = climate(arguments.cases * 100, 99)
     truth = torch.stack([free[100 * i :][: BEFORE + T] for i in range(arguments.cases)])
     near, truth = truth.flatten(1), truth[:, BEFORE:]
