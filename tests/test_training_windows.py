@@ -9,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+from lsda_fast.cli.describe import describe
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import LatentOptimization, Likelihood
@@ -70,6 +71,7 @@ def test_the_tiny_preset_makes_a_package_that_analyses_a_trajectory(tmp_path: Pa
     assert "slams_tiny" in PRESETS
     package = train(STATES, load_config("slams_tiny"), tmp_path / "package")
     assert package.window == Window(5, 6.0)
+    assert describe(package)["trajectories"] == "windows of 5 states, 6 h apart"
     assert not {"forecaster", "whitening", "denoiser"} & package.modules.keys()
     scores = package.provenance["scores"]
     assert scores["window_validation"] < scores["window_validation_at_start"]

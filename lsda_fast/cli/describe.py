@@ -19,7 +19,7 @@ def describe(package: Package) -> dict[str, str]:
         "prediction": package.prediction + (", whitened by the background error" if package.whitened else ""),
     }
     if package.window:
-        rows["window"] = f"{package.window.size} states, {package.window.hours:g} h from one to the next"
+        rows["trajectories"] = f"windows of {package.window.size} states, {package.window.hours:g} h apart"
     else:
         rows["forecast lead"] = f"{package.lead_hours:g} h"
     for name, module in package.modules.items():
