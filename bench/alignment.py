@@ -171,7 +171,8 @@ def summarise(cases: Sequence[tuple[int, float, str, str, Scores]], names: list[
                 table, base = pd.DataFrame(mine[name]), pd.DataFrame(mine["reference"])
                 mean = table.mean()
                 row: dict[str, Any] = {"bench": "alignment", "observed": fraction, "method": method, "package": name}
-                row |= {key: float(mean[key]) for key in ("mse", "mse_mean", "variance", "forecast", "physics", "seconds")}
+                kept = ("mse", "mse_mean", "variance", "forecast", "physics", "seconds")
+                row |= {key: float(mean[key]) for key in kept}
                 row["wrmse"] = {k.removeprefix("mse_"): float(v**0.5) for k, v in mean.items() if _is_channel(k)}
                 row["states"] = len(table)
                 if name != "reference":
