@@ -9,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+from lsda_fast.cli.describe import describe
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import LatentOptimization, Likelihood
@@ -72,6 +73,7 @@ def test_the_tiny_preset_makes_a_package_that_analyses_a_trajectory(tmp_path: Pa
     tiny = load_config("slams_tiny", **changes)
     package = train(STATES, tiny, tmp_path / "package")
     assert package.window == Window(5, 6.0)
+    assert describe(package)["trajectories"] == "windows of 5 states, 6 h apart"
     assert not {"forecaster", "whitening", "denoiser"} & package.modules.keys()
     scores = package.provenance["scores"]
     assert scores["window_validation"] < scores["window_validation_at_start"]
@@ -143,7 +145,7 @@ def test_a_network_finds_the_linear_gaussian_estimate():
     windows = torch.arange(4000).unfold(0, 3, 1)
     network = build(WINDOWS, "transformer", SETTINGS)
     loss = window_loss(v, torch.zeros(4000, 4), windows, Schedule.vp_cosine(), "x0", None, torch.device("cpu"))
-    optimization = Optimization(steps=400, batch=64, warmup=20, lr=3e-3, ema=0.99)
+    optimization = Optimization(steps=300, batch=48, warmup=20, lr=3e-3, ema=0.99)
     with torch.enable_grad():
         fit(network, loss, len(windows), optimization, stage="window", seed=0, log=Log(None))
     level = Schedule.vp_cosine().level(0.5)

@@ -22,7 +22,7 @@ def describe(package: Package) -> dict[str, str]:
     for modality in package.modalities:
         rows[f"modality {modality.name}"] = _modality(modality)
     if package.window:
-        rows["window"] = f"{package.window.size} states, {package.window.hours:g} h from one to the next"
+        rows["trajectories"] = f"windows of {package.window.size} states, {package.window.hours:g} h apart"
     else:
         rows["forecast lead"] = f"{package.lead_hours:g} h"
     for name, module in package.modules.items():

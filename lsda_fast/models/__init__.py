@@ -12,7 +12,8 @@ from lsda_fast.models.identity import IdentityAutoencoder
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
 from lsda_fast.models.multimodal import MultimodalAutoencoder
 from lsda_fast.models.slams import SlamsAutoencoder
-from lsda_fast.models.stationary import StationaryTrajectories, TrajectoryCovariance
+from lsda_fast.models.stationary import StationaryTrajectories
+from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
 from lsda_fast.models.window_transformer import WindowTransformer

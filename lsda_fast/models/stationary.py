@@ -13,71 +13,19 @@ g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Wi
 all numbers of the latent in one block.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.trajectory_covariance import TrajectoryCovariance, to_waves
 from lsda_fast.models.whitening import row_taper
 
-__all__ = ["StationaryTrajectories", "TrajectoryCovariance"]
-
-Number = float | Tensor
+__all__ = ["StationaryTrajectories"]
 
 _LEAST = 1e-6  # variance of a mode, in units of the numbers' own
-
-
-@dataclass(frozen=True, eq=False)
-class TrajectoryCovariance:
-    """S of T states, by its eigenvectors: space modes times those of their T x T covariances in time.
-
-    Parameters
-    ----------
-    modes : Tensor, complex, shape (waves, n, rank)
-        V_m, of the n numbers of one wavenumber.
-    time, rest : Tensor, complex, shape (waves, rank, T, T) and (waves, 1, T, T)
-        Eigenvectors of G_mj and of G_m, in columns.
-    values, rest_values : Tensor, shape (waves, rank, T) and (waves, 1, T)
-        Their eigenvalues.
-    fold : Tensor, shape (waves,)
-        How many wavenumbers of the real transform each stands for: itself and its conjugate, or itself alone.
-    zonal : bool
-        Whether the last axis of the latent is transformed; else all its numbers are one block.
-    """
-
-    modes: Tensor
-    time: Tensor
-    rest: Tensor
-    values: Tensor
-    rest_values: Tensor
-    fold: Tensor
-    zonal: bool
-
-    def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """f(S) v for v (M, T, *latent); ``function`` is of eigenvalues (1 or M, waves, modes, T), to the like."""
-        x = to_waves(v, self.zonal)
-        a = torch.einsum("wnr,mtwn->mwrt", self.modes.conj(), x)
-        b = x - torch.einsum("wnr,mwrt->mtwn", self.modes, a)
-        a = torch.einsum("wrst,mwrs->mwrt", self.time.conj(), a) * function(self.values[None])
-        a = torch.einsum("wrst,mwrt->mwrs", self.time, a)
-        b = torch.einsum("wst,mswn->mwnt", self.rest[:, 0].conj(), b) * function(self.rest_values[None])
-        b = torch.einsum("wst,mwnt->mswn", self.rest[:, 0], b)
-        return from_waves(b + torch.einsum("wnr,mwrt->mtwn", self.modes, a), v.shape, self.zonal)
-
-    def wiener(self, v_t: Tensor, alpha: Number, sigma: Number) -> Tensor:
-        """E[v | v_t] = alpha S (alpha^2 S + sigma^2)^-1 v_t; the level's numbers are floats or (M, 1, 1, 1)."""
-        return self.apply(v_t, lambda s: alpha * s / (alpha**2 * s + sigma**2))
-
-    def spread(self, rho2: Tensor) -> Tensor:
-        """Root mean variance of v given v_t, over all its numbers, at noise-to-signal ratios squared (M,)."""
-        rho2 = rho2[:, None, None, None]
-        left = lambda s: (s * rho2 / (s + rho2)).sum((2, 3))  # noqa: E731
-        n, rank = self.modes.shape[1:]
-        each = left(self.values[None]) + (n - rank) * left(self.rest_values[None])
-        return ((each * self.fold).sum(1) / (n * self.fold.sum() * self.values.shape[-1])).sqrt()
 
 
 class StationaryTrajectories(nn.Module):
@@ -171,14 +119,14 @@ class StationaryTrajectories(nn.Module):
         self.mean.copy_(z.mean(0))
         variance = (z - self.mean).square().mean(0)
         self.std.copy_((variance.mean(-1, keepdim=True) if self.zonal else variance).sqrt().clamp_min(1e-6))
-        x = to_waves(self.standardize(z)[None], self.zonal)[0]
+        x = to_waves(self.standardize(z)[None], self.zonal)[:, 0]
         channels, rows, _ = self.latent_shape
         taper: Tensor | float = 1.0
         if self.zonal and self.reach is not None:
             taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(z.device)
         n, rank = self.real.shape[1:]
         for m, single in enumerate((self._fold == 1.0).tolist()):
-            mode = x[:, m].to(torch.complex128)
+            mode = x[m].to(torch.complex128)
             covariance = mode.T @ mode.conj() / len(mode) * taper
             vectors = torch.linalg.eigh(covariance.real if single else covariance)[1].flip(1)[:, :rank].to(mode)
             a = mode @ vectors.conj()
@@ -221,20 +169,6 @@ class StationaryTrajectories(nn.Module):
             self._fold.to(dtype),
             self.zonal,
         )
-
-
-def to_waves(v: Tensor, zonal: bool) -> Tensor:
-    """v (M, T, c, h, w) -> complex (M, T, waves, n)."""
-    if not zonal:
-        return torch.complex(v, torch.zeros_like(v)).flatten(2)[:, :, None]
-    return torch.fft.rfft(v, norm="ortho").flatten(2, 3).mT
-
-
-def from_waves(x: Tensor, shape: Sequence[int], zonal: bool) -> Tensor:
-    """The inverse, to ``shape``."""
-    if not zonal:
-        return x.real.reshape(*x.shape[:2], *shape[2:])
-    return torch.fft.irfft(x.mT.unflatten(2, tuple(shape[2:4])), n=shape[4], norm="ortho")
 
 
 def _autocovariance(a: Tensor, spans: Sequence[tuple[int, int]], lags: int) -> Tensor:

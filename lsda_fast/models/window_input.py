@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsda_fast.models.stationary import TrajectoryCovariance
+from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 
 __all__ = ["WindowInput", "window_input"]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
-from lsda_fast.models import StationaryTrajectories, TrajectoryCovariance
+from lsda_fast.models import TrajectoryCovariance
 from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.window_input import window_input
@@ -65,19 +65,25 @@ def trajectory_prior(
         )
     place = lambda t: t if t is None else t.to(package.device, package.dtype)  # noqa: E731
     origin, season = place(origin), place(season)
+    if origin is not None and model is not None:
+        origin = model.standardize(origin)
     covariance = None if model is None else model.covariance(length)
-    headed = fused and has_derivatives(package.autoencoder)
-    decode = TrajectoryDecoder(package.autoencoder, model, length, chunk, headed)
+    base = model.covariance(package.window.size) if package.prediction == "wiener" else None
+    decode = TrajectoryDecoder(
+        package.autoencoder, model, length, chunk, headed=fused and has_derivatives(package.autoencoder)
+    )
+    windows = _windows(package, base, season, chunk, fused) if correction else None
+    read = (covariance.tensors if covariance else ()) + (base.tensors if base else ())
     return Prior(
         package.schedule,
         shape,
-        _denoiser(package, covariance, season, chunk, fused) if correction else _Denoiser(covariance, None),
+        _Denoiser(covariance if base or not correction else None, windows),
         decode,
         encode=decode.encode,
         variance=None if model is None else model.variance().expand(shape).contiguous(),
         covariance=covariance,
-        origin=origin if origin is None or model is None else model.standardize(origin),
-        inputs=tuple(t for t in (season, origin) if t is not None),
+        origin=origin,
+        inputs=(*read, *(t for t in (season, origin) if t is not None)),
         dtype=package.dtype,
         device=package.device,
     )
@@ -118,18 +124,14 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, parts)
 
 
-def _denoiser(
-    package: "Package", covariance: TrajectoryCovariance | None, season: Tensor | None, chunk: int, fused: bool
-) -> _Denoiser:
+def _windows(
+    package: "Package", base: TrajectoryCovariance | None, season: Tensor | None, chunk: int, fused: bool
+) -> Callable[[Level], Composed]:
     window, network = package.window, package.modules["window"]
     assert window is not None
     if fused and not isinstance(network, External):
         network = fused_network(network)
-    corrects = package.prediction == "wiener"
-    model = package.modules.get("trajectory")
-    base = model.covariance(window.size) if corrects and isinstance(model, StationaryTrajectories) else None
-    composed = lambda level: Composed(_Estimate(package.prediction, network, base, season, level), window.size, chunk)  # noqa: E731
-    return _Denoiser(covariance if corrects else None, composed)
+    return lambda level: Composed(_Estimate(package.prediction, network, base, season, level), window.size, chunk)
 
 
 @dataclass(frozen=True, eq=False)

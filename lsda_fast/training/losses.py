@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.models import FullWhitening
 from lsda_fast.models.convolutional import kl_divergence
-from lsda_fast.models.stationary import TrajectoryCovariance
+from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig, GapConfig
 from lsda_fast.training.data import States
 from lsda_fast.training.gaps import with_gaps

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Schedule
-from lsda_fast.models.stationary import TrajectoryCovariance
+from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 from lsda_fast.models.window_input import window_input
 
 __all__ = ["Levels", "Noised", "draw_levels", "eps_weight", "noised", "noised_windows", "training_weight"]
