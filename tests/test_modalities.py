@@ -66,7 +66,7 @@ def test_inspect_shows_them(package: Package) -> None:
     rows = describe(package)
     assert rows["modality rain"] == "in-situ, precipitation on 12 x 16 points, decoded"
     assert rows["modality olr"] == "satellite, olr on 9 x 24 points, not decoded"
-    assert rows["window"] == "5 states, 6 h from one to the next"
+    assert rows["trajectories"] == "windows of 5 states, 6 h apart"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
