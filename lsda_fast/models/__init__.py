@@ -10,7 +10,8 @@ from lsda_fast.models.denoiser import EnsembleDenoiser, TransformerDenoiser
 from lsda_fast.models.forecaster import Forecaster
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
 from lsda_fast.models.vit import ViTAutoencoder
-from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
+from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening
+from lsda_fast.models.zonal_whitening import ZonalWhitening
 
 __all__ = [
     "AUTOENCODERS",
