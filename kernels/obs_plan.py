@@ -4,7 +4,8 @@ Forward, the stencil lies point by point, (K, P), so that neighbouring observati
 a gather over the entries of each cell, in the order of their observations, so that no two threads add to one cell and
 the order of every sum is fixed: for C++ in jagged diagonals by tiles of cells (csrc/core/obs_adjoint.h), for a GPU
 simply cell after cell. An entry of weight 0 counts as absent there.
-Observations that are sorted by place make both faster; the order is the caller's.
+Many observations in an order of their own would wait for the memory: for C++ they are sorted by place here, with the
+stencil once more in that order, and the operations put every number where the caller has it, with the same bits.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,19 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 from lsda_fast.kernels.registry import kinds_on
 
-__all__ = ["COLUMNS", "TILES", "ObservationPlan", "starts"]
+__all__ = ["COLUMNS", "SORTED", "TILES", "ObservationPlan", "starts"]
 
 _MOST = 2**31
 
 # Tensors of a transpose in tiles, and of one by columns.
 TILES, COLUMNS = 5, 3
+
+# Those of a stencil sorted by place, behind a transpose in tiles.
+SORTED = 4
+
+# Observations from which on sorting gains (bench/operators.py: 100,000 do), and the share of them that lie before the
+# one ahead of them above which it is worth its pass.
+_MANY, _UNSORTED = 2**16, 0.05
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class ObservationPlan:
     cells : int
         N.
     transpose : list of Tensor
-        For C++ cell, length, observation, weight and tile of csrc/core/obs_adjoint.h; for a GPU start (cells + 1),
+        For C++ cell, length, observation, weight and tile of csrc/core/obs_adjoint.h, and where the observations are
+        sorted row and rank (P,), the order and its inverse, and index and weight in it; for a GPU start (cells + 1),
         observation and weight (entries); empty where no native code reads it.
     """
 
@@ -112,8 +121,21 @@ def _transpose(index: Tensor, weight: Tensor, cells: int) -> list[Tensor]:
     if not kinds:
         return []
     if kinds[0] == "cpu":
-        return _jagged_diagonals(index, weight, cells, native.load().code.build_info()["tile"])
+        width, by_place = native.load().code.build_info()["tile"], _by_place(index, weight)
+        tiles = _jagged_diagonals(index, weight, cells, width)
+        if by_place:
+            tiles[2] = by_place[1][tiles[2].long()]
+        return tiles + by_place
     return _columns(index, weight, cells)
+
+
+def _by_place(index: Tensor, weight: Tensor) -> list[Tensor]:
+    """The stencil sorted by first points, its observations and where each is; nothing where that is not worth it."""
+    first = index[:1].flatten()
+    if len(first) < _MANY or float((first.diff() < 0).float().mean()) < _UNSORTED:
+        return []
+    row = first.argsort(stable=True)
+    return [row.to(torch.int32), row.argsort().to(torch.int32), index[:, row], weight[:, row]]
 
 
 def _entries(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels import native, triton
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import transposes
-from lsda_fast.kernels.obs_plan import COLUMNS, TILES, ObservationPlan
+from lsda_fast.kernels.obs_plan import COLUMNS, SORTED, TILES, ObservationPlan
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["PLAN", "members", "obs_adjoint", "obs_project"]
@@ -72,6 +72,18 @@ def _project_fill(y: Tensor, x: Tensor, index: Tensor, weight: Tensor, *rest: An
     native.run("obs_project", x.dtype, y, x, index, weight, *x.shape, *index.shape[::-1])
 
 
+def _project_fill_cpu(y: Tensor, x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> None:
+    native.run("obs_project", x.dtype, y, x, *by_place(index, weight, transpose), *x.shape, *index.shape[::-1])
+
+
+def by_place(index: Tensor, weight: Tensor, transpose: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The stencil as C++ reads it: sorted, with the rank of each observation, where the plan has it so."""
+    if len(transpose) == TILES + SORTED:
+        _, rank, index, weight = transpose[TILES:]
+        return index, weight, rank
+    return index, weight, None
+
+
 def _adjoint_empty(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> Tensor:
     return r.new_empty(r.shape[0], cells)
 
@@ -80,12 +92,19 @@ def _adjoint_fill(x: Tensor, r: Tensor, index: Tensor, weight: Tensor, transpose
     native.run("obs_adjoint", r.dtype, x, r, *transpose, len(r), cells, r.shape[1])
 
 
+def _adjoint_fill_cpu(x: Tensor, r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> None:
+    row = transpose[TILES] if len(transpose) > TILES else None
+    native.run("obs_adjoint", r.dtype, x, r, *transpose[:TILES], row, len(r), cells, r.shape[1])
+
+
 def project_limits(x: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int, *_: Any) -> str:
     return "" if x.shape[1] == cells else f"a state of {x.shape[1]} cells, a plan of {cells}"
 
 
 def _tiles_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
-    return _adjoint_limits(r, index, "" if len(transpose) == TILES else "the plan has no transpose in tiles")
+    return _adjoint_limits(
+        r, index, "" if len(transpose) in (TILES, TILES + SORTED) else "the plan has no transpose in tiles"
+    )
 
 
 def _columns_limits(r: Tensor, index: Tensor, weight: Tensor, transpose: list[Tensor], cells: int) -> str:
@@ -102,7 +121,7 @@ PROJECT = Operation(
     reference=project_reference,
     empty=_project_empty,
     natives={
-        "cpu": Native(_project_fill, project_limits),
+        "cpu": Native(_project_fill_cpu, project_limits),
         "cuda": Native(_project_fill, project_limits),
         "triton": Native(triton.fill("obs_project"), project_limits, triton.DTYPES),
     },
@@ -112,7 +131,7 @@ ADJOINT = Operation(
     reference=adjoint_reference,
     empty=_adjoint_empty,
     natives={
-        "cpu": Native(_adjoint_fill, _tiles_limits),
+        "cpu": Native(_adjoint_fill_cpu, _tiles_limits),
         "cuda": Native(_adjoint_fill, _columns_limits),
         "triton": Native(triton.fill("obs_adjoint"), _columns_limits, triton.DTYPES),
     },

@@ -26,6 +26,7 @@ from lsda_fast.kernels.obs_project import (
     ADJOINT_CALL,
     PLAN,
     PROJECT_CALL,
+    by_place,
     members,
     project_limits,
     project_reference,
@@ -137,7 +138,9 @@ def _fill(
     cells: int,
     *rest: Any,
 ) -> None:
-    native.run("obs_residual", x.dtype, *out, x, index, weight, *rest, *x.shape, *index.shape[::-1])
+    native.run(
+        "obs_residual", x.dtype, *out, x, *by_place(index, weight, transpose), *rest, *x.shape, *index.shape[::-1]
+    )
 
 
 RESIDUAL = Operation(

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Level, Schedule
 
-__all__ = ["Covariance", "Derivative", "Differentiable", "EigenCovariance", "Linearization", "Prior", "observe"]
+__all__ = [
+    "Covariance",
+    "Derivative",
+    "Differentiable",
+    "EigenCovariance",
+    "Linearization",
+    "Prior",
+    "Scaling",
+    "observe",
+]
 
 
 class Covariance(Protocol):
@@ -107,11 +116,15 @@ def observe(decode: Callable[[Tensor], Tensor], operator: Callable[[Tensor], Ten
 
 
 class Derivative(NamedTuple):
-    """A function at a point (M, ...): its value, v -> J v, u -> J' u. The members never mix."""
+    """A function at a point (M, ...): its value, v -> J v, u -> J' u, and u -> J J' u where that is cheaper at once.
+
+    The members never mix.
+    """
 
     value: Tensor
     jvp: Callable[[Tensor], Tensor]
     vjp: Callable[[Tensor], Tensor]
+    gram: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def of(cls, function: Callable[[Tensor], Tensor], point: Tensor) -> "Derivative":
@@ -122,6 +135,17 @@ class Derivative(NamedTuple):
         point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
         pair: Any = torch.func.vjp(function, point)
         return cls(pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0])
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """v -> factor v, which changes places with every linear map."""
+
+    factor: float
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Factor times v."""
+        return self.factor * v
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +168,7 @@ class Linearization:
     ----------
     derivative : Derivative
     evaluations : Counter
-        Gains ``name_vjp`` and ``name_jvp``, by members.
+        Gains ``name_vjp``, ``name_jvp`` and ``name_gram``, by members.
     name : str
     slope : Tensor, optional
         What J has as its last factor, of a weighted residual.
@@ -182,6 +206,14 @@ class Linearization:
         self._evaluations[f"{self._name}_vjp"] += len(u)
         return self._derivative.vjp(u)
 
+    def gram(self, u: Tensor) -> Tensor:
+        """J J' u."""
+        own = self._derivative.gram
+        if own is None:
+            return self.jvp(self.vjp(u))
+        self._evaluations[f"{self._name}_gram"] += len(u)
+        return own(u)
+
     @property
     def cost(self) -> Tensor:
         """By member, (M,)."""
@@ -192,14 +224,18 @@ class Linearization:
 
     def after(self, half: Callable[[Tensor], Tensor]) -> "Linearization":
         """The same as a function of v, z = m + B v, with B symmetric (``half``)."""
-        value, jvp, vjp = self._derivative
-        derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)))
+        value, jvp, vjp, gram = self._derivative
+        both = None
+        if gram is not None and isinstance(half, Scaling):
+            both = lambda u: half.factor**2 * gram(u)  # noqa: E731
+        derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)), both)
         return Linearization(derivative, self._evaluations, self._name, slope=self.slope, cost=self._cost)
 
     def scaled(self, slope: Tensor | float) -> "Linearization":
         """``slope`` times the function."""
-        value, jvp, vjp = self._derivative
-        derivative = Derivative(slope * value, lambda v: slope * jvp(v), lambda u: vjp(slope * u))
+        value, jvp, vjp, gram = self._derivative
+        both = None if gram is None else lambda u: slope * gram(slope * u)
+        derivative = Derivative(slope * value, lambda v: slope * jvp(v), lambda u: vjp(slope * u), both)
         return Linearization(derivative, self._evaluations, self._name, slope=slope * self.slope)
 
     def jacobian(self) -> Tensor:

@@ -15,7 +15,7 @@ from lsda_fast.models.layers import GeoConv2d
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.observations.operators import ObservationOperator, StackedOperator, StencilOperator
-from lsda_fast.prior import Derivative, Differentiable, Linearization, observe
+from lsda_fast.prior import Derivative, Differentiable, Linearization, Scaling, observe
 
 SHAPE = (3, 8, 12)
 LATENT = (5, 4, 6)
@@ -88,7 +88,7 @@ class OneByOne(nn.Module):
         return (Head.of_convolution(self.last, SHAPE),)
 
 
-ITSELF = Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
+ITSELF = Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u, lambda u: u))
 
 
 def headed(decoder, products=False):
@@ -118,6 +118,8 @@ def assert_same(decode, own, operator, z, tolerance):
         torch.testing.assert_close(value, expected, rtol=0, atol=tolerance * scale)
     left, right = (fast.jvp(v) * u).sum(), (fast.vjp(u) * v).sum()
     torch.testing.assert_close(left, right, rtol=0, atol=tolerance * float(v.norm() * u.norm()))
+    both = fast.after(Scaling(0.5)).scaled(3.0).gram(u)
+    torch.testing.assert_close(both, 2.25 * fast.jvp(fast.vjp(u)), rtol=0, atol=10 * tolerance * float(both.norm() + 1))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

@@ -8,8 +8,11 @@ import torch
 
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
+from lsda_fast.kernels import obs_plan
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import ADJOINT, PROJECT, obs_adjoint, obs_project
+from lsda_fast.kernels.obs_residual import obs_residual
+from lsda_fast.kernels.robust import Huber
 from lsda_fast.observations.operators import StencilOperator
 
 
@@ -40,6 +43,28 @@ def test_the_same_bits_every_time_on_any_number_of_threads(checks):
     plan = ObservationPlan.from_stencil(index, weight, 6000)
     checks.assert_bitwise_stable(lambda: obs_project(x, plan))
     checks.assert_bitwise_stable(lambda: obs_adjoint(r, plan))
+
+
+def test_observations_sorted_by_place_give_the_same_bits(checks, monkeypatch):
+    """Of all three operations, for more members than go together, also where nothing is sorted."""
+    index, weight, x, r = (t.float() if t.is_floating_point() else t for t in draw(11, 6000, 9001, 4))
+    plans = {}
+    for many in (9001, 9002):
+        monkeypatch.setattr(obs_plan, "_MANY", many)
+        plans[many] = ObservationPlan.from_stencil(index, weight, 6000)
+    sorted_, unsorted = plans.values()
+    assert len(sorted_.transpose) == obs_plan.TILES + obs_plan.SORTED
+    assert len(unsorted.transpose) == obs_plan.TILES
+    monkeypatch.setattr(obs_plan, "_MANY", 1)
+    in_order = index[index[:, 0].argsort()]
+    assert len(ObservationPlan.from_stencil(in_order, weight, 6000).transpose) == obs_plan.TILES
+    with kernels.use("cpu"):
+        assert checks.same_bits(obs_project(x, sorted_), obs_project(x, unsorted))
+        assert checks.same_bits(obs_adjoint(r, sorted_), obs_adjoint(r, unsorted))
+        for robust in (None, Huber(1.0)):
+            pair = (obs_residual(x, plan, r[0], noise=r, robust=robust) for plan in (sorted_, unsorted))
+            assert all(checks.same_bits(one, other) for one, other in zip(*pair))
+    checks.assert_bitwise_stable(lambda: obs_adjoint(r, sorted_), repeats=20)
 
 
 def test_strides(checks):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lsda_fast.guidance.krylov import cg, lanczos_sqrt, matrix, normal
+from lsda_fast.guidance.krylov import cg, lanczos_sqrt, matrix, normal, restricted_cg
 
 SOLVERS = (
     lambda A, b, iterations: cg(matrix(A), b, iterations=iterations),
@@ -140,3 +140,18 @@ def test_the_normal_operator_is_its_matrix_and_takes_one_adjoint_less():
     x = cg(normal(lambda v: v @ F.T, adjoint, lambda w: w @ C), b, iterations=3, tolerance=0.0)
     torch.testing.assert_close(x, cg(matrix(lambda v: v @ A), b, iterations=3, tolerance=0.0), rtol=1e-12, atol=1e-12)
     assert len(adjoints) == 2
+
+
+@pytest.mark.parametrize("iterations", [1, 4, 24])
+def test_restricted_cg_has_the_iterates_of_cg_from_products_of_the_rows(iterations):
+    F, calls = right(5), []
+    b = torch.stack([right(1)[0], F.sum(0), torch.zeros(24).double()])  # anywhere, in the range of F', and nothing
+
+    def gram(w: Tensor) -> Tensor:
+        calls.append(1)
+        return w @ F @ F.T
+
+    x = restricted_cg(lambda v: v @ F.T, lambda w: w @ F, gram, b, iterations=iterations)
+    expected = cg(normal(lambda v: v @ F.T, lambda w: w @ F), b, iterations=iterations)
+    torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
+    assert len(calls) == iterations - 1

@@ -72,6 +72,15 @@ def test_whitening_undoes_colouring(kind: str) -> None:
     torch.testing.assert_close(whitening.color(u[2:3]), z[2:3], rtol=1e-5, atol=1e-5)  # members do not mix
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "full", "zonal", "low rank"])
+def test_the_covariance_is_the_root_and_its_adjoint_whatever_the_eigenvectors_have_lost(kind: str) -> None:
+    whitening = fitted(kind).double()
+    if isinstance(whitening, ZonalWhitening):
+        whitening.real += 0.05 * torch.randn(whitening.real.shape, generator=torch.Generator().manual_seed(1))
+    coloring, z = whitening.coloring(), ERRORS[:3]
+    torch.testing.assert_close(coloring.covariance(z), coloring.color(coloring.adjoint(z)), rtol=1e-6, atol=1e-6)
+
+
 def test_diagonal_is_the_spread_of_each_latent() -> None:
     whitening = fitted("diagonal")
     torch.testing.assert_close(whitening.std, ERRORS.square().mean(0).sqrt().float())

@@ -53,18 +53,19 @@ py::dict build_info() {
 }
 
 template <class T>
-void obs_project(Address y, Address x, Address index, Address weight, int64_t members, int64_t cells,
+void obs_project(Address y, Address x, Address index, Address weight, Address rank, int64_t members, int64_t cells,
                  int64_t observations, int64_t points, int threads) {
   lsda::cpu::obs_project<T>(
-      {at<T>(y), at<T>(x), at<int32_t>(index), at<T>(weight), members, cells, observations, points}, threads);
+      {at<T>(y), at<T>(x), at<int32_t>(index), at<T>(weight), members, cells, observations, points, at<int32_t>(rank)},
+      threads);
 }
 
 template <class T>
-void obs_residual(Address r, Address slope, Address cost, Address x, Address index, Address weight, Address target,
-                  Address precision, Address noise, int kind, double number, int64_t members, int64_t cells,
-                  int64_t observations, int64_t points, int threads) {
+void obs_residual(Address r, Address slope, Address cost, Address x, Address index, Address weight, Address rank,
+                  Address target, Address precision, Address noise, int kind, double number, int64_t members,
+                  int64_t cells, int64_t observations, int64_t points, int threads) {
   lsda::cpu::obs_residual<T>(
-      {{at<T>(r), at<T>(x), at<int32_t>(index), at<T>(weight), members, cells, observations, points},
+      {{at<T>(r), at<T>(x), at<int32_t>(index), at<T>(weight), members, cells, observations, points, at<int32_t>(rank)},
        at<T>(slope),
        nullptr,
        at<T>(target),
@@ -77,9 +78,9 @@ void obs_residual(Address r, Address slope, Address cost, Address x, Address ind
 
 template <class T>
 void obs_adjoint(Address x, Address r, Address cell, Address length, Address observation, Address weight, Address tile,
-                 int64_t members, int64_t cells, int64_t observations, int threads) {
+                 Address row, int64_t members, int64_t cells, int64_t observations, int threads) {
   lsda::cpu::obs_adjoint<T>({at<T>(x), at<T>(r), at<int32_t>(cell), at<int32_t>(length), at<int32_t>(observation),
-                             at<T>(weight), at<int64_t>(tile), members, cells, observations},
+                             at<T>(weight), at<int64_t>(tile), members, cells, observations, at<int32_t>(row)},
                             threads);
 }
 

@@ -24,6 +24,7 @@ struct AdjointParams {
   const T* weight;             // (entries)
   const int64_t* tile;         // (tiles + 1, 3): where a tile begins in cell, length and entries
   int64_t members, cells, observations;
+  const int32_t* row = nullptr;  // (P): observation e of the entries is row[e] of r; null for e itself
 };
 
 namespace core {

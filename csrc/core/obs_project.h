@@ -2,6 +2,9 @@
 // Observations of the state through a stencil of K points,
 //
 //   y[m, p] = sum_k weight[k, p] x[m, index[k, p]].
+//
+// Observations in an order of their own wait for the memory. So a CPU has many of them sorted by place, and the results
+// put in order by a second pass: K reads at random in a large state become one in the few numbers of a member.
 #pragma once
 
 #include "core/base.h"
@@ -22,6 +25,7 @@ struct ProjectParams {
   const int32_t* index;  // (K, P)
   const T* weight;       // (K, P)
   int64_t members, cells, observations, points;
+  const int32_t* rank = nullptr;  // (P): observation p is number rank[p] of the stencil; null for p itself
 };
 
 namespace core {
@@ -35,32 +39,55 @@ LSDA_INLINE void obs_prefetch(const ProjectParams<T>& a, const T* x, int64_t beg
   }
 }
 
-// One block of observations of one member, chunk by chunk; each(begin, n, y) is called behind every chunk.
-template <class T, class F>
-LSDA_INLINE void obs_chunks(const ProjectParams<T>& a, int64_t m, int64_t block, const F& each) {
-  const int64_t P = a.observations, first = block * kObservationBlock;
-  const int64_t last = smaller(P, first + kObservationBlock);
-  const T* __restrict x = a.x + m * a.cells;
-  for (int64_t begin = first; begin < last; begin += kObservationChunk) {
-    const int64_t next = smaller(last, begin + kObservationChunk), n = next - begin;
-    obs_prefetch(a, x, next, smaller(kObservationChunk, last - next));
-    T* __restrict y = a.y + m * P + begin;
-    for (int64_t k = 0; k < a.points; ++k) {
-      const int32_t* __restrict index = a.index + k * P + begin;
-      const T* __restrict weight = a.weight + k * P + begin;
-      if (k == 0) {
-        for (int64_t i = 0; i < n; ++i) y[i] = weight[i] * x[index[i]];
-      } else {
-        for (int64_t i = 0; i < n; ++i) y[i] += weight[i] * x[index[i]];
-      }
+// n observations of one member to y[0 .. n).
+template <class T>
+LSDA_INLINE void obs_chunk(const ProjectParams<T>& a, const T* __restrict x, int64_t begin, int64_t n,
+                           T* __restrict y) {
+  for (int64_t k = 0; k < a.points; ++k) {
+    const int32_t* __restrict index = a.index + k * a.observations + begin;
+    const T* __restrict weight = a.weight + k * a.observations + begin;
+    if (k == 0) {
+      for (int64_t i = 0; i < n; ++i) y[i] = weight[i] * x[index[i]];
+    } else {
+      for (int64_t i = 0; i < n; ++i) y[i] += weight[i] * x[index[i]];
     }
-    each(begin, n, y);
   }
 }
 
+// each(begin, n) for the chunks of one block of observations.
+template <class T, class F>
+LSDA_INLINE void obs_chunks(const ProjectParams<T>& a, int64_t block, const F& each) {
+  const int64_t first = block * kObservationBlock, last = smaller(a.observations, first + kObservationBlock);
+  for (int64_t begin = first; begin < last; begin += kObservationChunk) {
+    each(begin, smaller(kObservationChunk, last - begin));
+  }
+}
+
+// One chunk; asks for the cells of the next.
+template <class T>
+LSDA_INLINE void obs_project_chunk(const ProjectParams<T>& a, int64_t m, int64_t begin, int64_t n) {
+  const T* __restrict x = a.x + m * a.cells;
+  const int64_t next = begin + n;
+  obs_prefetch(a, x, next, smaller(kObservationChunk, a.observations - next));
+  obs_chunk(a, x, begin, n, a.y + m * a.observations + begin);
+}
+
+// to[p] = from[order[p]] for one block of P observations.
+template <class T>
+LSDA_INLINE void obs_permute(T* __restrict to, const T* __restrict from, const int32_t* __restrict order, int64_t P,
+                             int64_t block) {
+  constexpr int64_t kAhead = 64;
+  const int64_t first = block * kObservationBlock, last = smaller(P, first + kObservationBlock);
+  for (int64_t p = first; p < last; ++p) {
+    __builtin_prefetch(from + order[smaller(p + kAhead, P - 1)], 0, 2);
+    to[p] = from[order[p]];
+  }
+}
+
+// One block of one member.
 template <class T>
 LSDA_INLINE void obs_project(const ProjectParams<T>& a, int64_t m, int64_t block) {
-  obs_chunks(a, m, block, [](int64_t, int64_t, T*) LSDA_INLINED {});
+  obs_chunks(a, block, [&](int64_t begin, int64_t n) LSDA_INLINED { obs_project_chunk(a, m, begin, n); });
 }
 
 // What a CUDA thread does: observation p of members [first, last). The stencil of K points stays in registers, and 64

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weighted departures of observations, behind obs_project in the same pass:
+// Weighted departures of observations, behind obs_project in the same pass, or in one of their own where the stencil is
+// sorted by place:
 //
 //   d = (y - target[p]) precision[p] - noise[m, p],   r = w(d)^1/2 d,   slope = w(d)^1/2 precision[p],
 //
@@ -66,8 +67,10 @@ LSDA_INLINE void weigh(const ResidualParams<T>& a, int64_t m, int64_t begin, int
 template <Robust kind, class T>
 LSDA_INLINE void obs_residual_of(const ResidualParams<T>& a, int64_t m, int64_t block) {
   Lanes sum;
-  obs_chunks(a.project, m, block, [&](int64_t begin, int64_t n, T* y) LSDA_INLINED {
+  obs_chunks(a.project, block, [&](int64_t begin, int64_t n) LSDA_INLINED {
     double twice[kObservationChunk];
+    T* y = a.project.y + m * a.project.observations + begin;
+    if (a.project.rank == nullptr) obs_project_chunk(a.project, m, begin, n);
     departures(a, m, begin, n, y);
     weigh<kind>(a, m, begin, n, y, twice);
     sum.add(n, [&](int64_t i) LSDA_INLINED { return twice[i]; });

@@ -4,6 +4,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
+#include "cpu/sorted.h"
 
 namespace lsda {
 
@@ -30,7 +31,18 @@ void members_and_blocks(const ProjectParams<T>& a, int threads, const F& each) {
 
 template <class T>
 void obs_project(const ProjectParams<T>& a, int threads) noexcept {
-  members_and_blocks(a, threads, [&](int64_t m, int64_t block) { dispatch::obs_project(a, m, block); });
+  const auto in_order = [&](const ProjectParams<T>& part) {
+    members_and_blocks(part, threads, [&](int64_t m, int64_t block) { dispatch::obs_project(part, m, block); });
+  };
+  if (a.rank == nullptr) return in_order(a);
+  sorted_members<T>(a.members, a.observations, [&](T* sorted, int64_t first, int64_t members) {
+    ProjectParams<T> part = a;
+    part.members = members;
+    part.x = a.x + first * a.cells;
+    part.y = sorted;
+    in_order(part);
+    permute(a.y + first * a.observations, sorted, a.rank, members, a.observations, threads);
+  });
 }
 
 template <class T>
@@ -38,6 +50,7 @@ void obs_residual(ResidualParams<T> a, T* cost, int threads) noexcept {
   const int64_t blocks = blocks_of(a.project.observations, kObservationBlock);
   std::vector<double> twice(static_cast<size_t>(a.project.members * blocks));
   a.twice = twice.data();
+  if (a.project.rank != nullptr) obs_project(a.project, threads);
   members_and_blocks(a.project, threads, [&](int64_t m, int64_t block) { dispatch::obs_residual(a, m, block); });
   for (int64_t m = 0; m < a.project.members; ++m) {
     double sum = 0.0;

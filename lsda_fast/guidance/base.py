@@ -84,7 +84,7 @@ class Likelihood:
         own = getattr(observed, "departures", None)
         if own is not None:
             return own(z, self.y, **data)
-        y, jvp, vjp = Derivative.of(observed, z)
+        y, jvp, vjp, _ = Derivative.of(observed, z)
         return departures(y, self.y, **data), (jvp, vjp)
 
     def weight(self, y: Tensor) -> Tensor:

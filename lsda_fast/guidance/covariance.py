@@ -19,7 +19,7 @@ from torch import Tensor
 from lsda_fast.errors import InputError
 from lsda_fast.guidance.base import Context
 from lsda_fast.guidance.krylov import lanczos_sqrt
-from lsda_fast.prior import Linearization
+from lsda_fast.prior import Linearization, Scaling
 
 __all__ = ["PRIOR_COVARIANCES", "LatentCovariance", "latent_covariance"]
 
@@ -58,8 +58,7 @@ def latent_covariance(
     """
     rho2, prior = context.level.rho**2, context.prior
     if name == "isotropic":
-        r = (rho2 / (1.0 + rho2)) ** 0.5
-        return _from_half(lambda v: r * v)
+        return _from_half(Scaling((rho2 / (1.0 + rho2)) ** 0.5))
     if name == "diagonal":
         if prior.variance is None:
             raise InputError("prior_covariance='diagonal' needs a prior with a variance per latent; this one has none")

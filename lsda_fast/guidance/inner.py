@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from lsda_fast.errors import InputError
 from lsda_fast.guidance.base import dot, per_member, squared_norm
-from lsda_fast.guidance.krylov import cg, normal
+from lsda_fast.guidance.krylov import cg, normal, restricted_cg
 from lsda_fast.kernels.adam_step import adam_step
 from lsda_fast.prior import Linearization
 
@@ -228,7 +228,7 @@ class GaussNewton(InnerSolver):
         return v
 
     def _solve(self, near: Linearization, b: Tensor) -> Tensor:
-        return cg(normal(near.jvp, near.vjp), b, iterations=self.precondition, tolerance=1e-2)
+        return restricted_cg(near.jvp, near.vjp, near.gram, b, iterations=self.precondition, tolerance=1e-2)
 
     def _move(self, linearize: Linearize, v: Tensor, step: Tensor, cost: Tensor) -> Tensor:
         return _halve_until_lower(linearize, v, step, cost, self.halvings) if self.halvings else v + step

@@ -3,6 +3,9 @@
 - ``cg``: conjugate gradients for symmetric positive A, a fixed number of iterations;
   members that have converged stand still. Flexible when preconditioned (Notay 2000, doi:10.1137/S1064827599362314):
   the preconditioner may be an iteration itself.
+- ``restricted_cg``: the same iterates for A = I + F'F, in the space of F's rows (Gratton & Tshimanga 2009,
+  doi:10.1002/qj.477): as every vector is u = F'q + a b, (q, a) and (F u, b'u) stand for it, u'u is their inner product,
+  and an iteration is one product with F F'. F itself is taken of b, F' of the solution.
 - ``normal``: A = I + F'C F, whose curvature p'Ap = |p|^2 + (F p)'C(F p) needs no F': the last iteration does without.
 - ``lanczos_sqrt``: A^1/2 b ~ |b| V T^1/2 e_1 from k Lanczos steps with full reorthogonalisation; negative Ritz values
   (of an indefinite learned derivative) count as zero.
@@ -12,11 +15,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lsda_fast.guidance.base import dot, per_member, squared_norm
 from lsda_fast.kernels.cg_step import cg_step
 
-__all__ = ["cg", "lanczos_sqrt", "matrix", "normal"]
+__all__ = ["cg", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
 
 Operator = Callable[[Tensor], Tensor]
 Quadratic = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor]]]
@@ -70,6 +74,41 @@ def cg(
     for _ in range(iterations - 1):
         x, r, p, rr = cg_step(x, r, p, rr, A(p)[1](), limit)
     return x + per_member(_length(rr, A(p)[0], rr > limit), x) * p
+
+
+def restricted_cg(
+    F: Operator, adjoint: Operator, gram: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6
+) -> Tensor:
+    """Solve (I + F'F) x = b per member, from x = 0, as ``cg`` does.
+
+    Parameters
+    ----------
+    F, adjoint, gram : callable
+        F (M, ...) -> (M, P), F' and F F'.
+    b : Tensor, shape (M, ...)
+    iterations, tolerance
+        As for ``cg``.
+
+    Returns
+    -------
+    Tensor, shape (M, ...)
+    """
+    f, rr = F(b), squared_norm(b)
+    # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
+    r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
+    p, x, limit = r, torch.zeros_like(r[0]), tolerance**2 * rr
+    for left in reversed(range(iterations)):
+        w = p[1, :, :-1]
+        going = rr > limit
+        step = _length(rr, dot(p[0], p[1]) + squared_norm(w), going)[:, None]
+        x = torch.addcmul(x, step, p[0])
+        if not left:
+            break
+        change = torch.stack([pad(w, (0, 1)), torch.cat([gram(w), dot(f, w)[:, None]], dim=1)])
+        r = torch.addcmul(r, -step, p + change)
+        previous, rr = rr, torch.where(going, dot(r[0], r[1]), rr)
+        p = torch.where(going[:, None], torch.addcmul(r, (rr / previous.clamp_min(1e-38))[:, None], p), p)
+    return adjoint(x[:, :-1]) + per_member(x[:, -1], b) * b
 
 
 def _flexible(A: Quadratic, b: Tensor, x: Tensor, limit: Tensor, iterations: int, precondition: Operator) -> Tensor:

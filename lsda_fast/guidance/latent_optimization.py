@@ -87,8 +87,15 @@ class LatentOptimization(Guidance):
             return Estimate(self._optimum(z0, None, context, covariance))
         e = context.noise(tuple(context.likelihood.y.shape), STREAMS.observations)
         x = context.noise(tuple(z_t.shape[1:]), STREAMS.latent)
-        draw = self._optimum(z0 + covariance.sample(x), e, context, covariance)
-        return Estimate(draw, mean=self._optimum(z0, None, context, covariance) if context.last else None)
+        start = z0 + covariance.sample(x)
+        if not context.last:
+            return Estimate(self._optimum(start, e, context, covariance))
+        if denoiser:  # C_t is each member's own
+            draw, mean = (self._optimum(m, noise, context, covariance) for m, noise in ((start, e), (z0, None)))
+        else:
+            both = torch.cat([start, z0]), torch.cat([e, torch.zeros_like(e)])
+            draw, mean = self._optimum(*both, context, covariance).chunk(2)
+        return Estimate(draw, mean=mean)
 
     def _optimum(self, m: Tensor, e: Tensor | None, context: Context, covariance: LatentCovariance) -> Tensor:
         """The minimiser of the module's cost for prior mean ``m`` and observation perturbation ``e``."""

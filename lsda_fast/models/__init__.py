@@ -15,9 +15,10 @@ from lsda_fast.models.slams import SlamsAutoencoder
 from lsda_fast.models.stationary import StationaryTrajectories
 from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 from lsda_fast.models.vit import ViTAutoencoder
-from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
+from lsda_fast.models.whitening import DiagonalWhitening, FullWhitening, Whitening
 from lsda_fast.models.window_transformer import WindowTransformer
 from lsda_fast.models.window_unet import WindowUNet
+from lsda_fast.models.zonal_whitening import ZonalWhitening
 
 __all__ = [
     "AUTOENCODERS",

@@ -5,8 +5,9 @@ that it touches are projected to those cells alone, and the operator takes the o
 
     H D(u) = S sum_i P_i f_i(z(u)) + offset,   J v = S sum_i P_i J_i A v,   J' r = A' sum_i J_i' P_i' S' r
 
-with A the derivative of z(u): equal to decoding and observing up to rounding. With ``products`` the derivatives J_i of
-the features are those written out by hand (``models.decoder_derivatives``) instead of torch.func's.
+with A the derivative of z(u): equal to decoding and observing up to rounding. J J' needs A A' alone, which a whitening
+has at once. With ``products`` the derivatives J_i of the features are those written out by hand
+(``models.decoder_derivatives``) instead of torch.func's.
 """
 
 import math
@@ -119,19 +120,23 @@ class _Headed:
 
     def derivative(self, u: Tensor) -> Derivative:
         """Value and products."""
-        values, jvp, vjp = self._linearize(u)
-        return Derivative(obs_project(values, self.plan) + self.offset, jvp, vjp)
+        values, jvp, vjp, gram = self._linearize(u)
+        return Derivative(obs_project(values, self.plan) + self.offset, jvp, vjp, gram)
 
     def departures(self, u: Tensor, y: Tensor, **data: Any) -> tuple[Departures, tuple[Observed, Observed]]:
         """``obs_residual`` of the values at the stencil's cells, and the products."""
-        values, jvp, vjp = self._linearize(u)
+        values, jvp, vjp, _ = self._linearize(u)
         return obs_residual(values, self.plan, y - self.offset, **data), (jvp, vjp)
 
-    def _linearize(self, u: Tensor) -> tuple[Tensor, Observed, Observed]:
-        """The values at the stencil's cells; v -> J v and r -> J' r of the observations."""
+    def _linearize(self, u: Tensor) -> Derivative:
+        """The values at the stencil's cells, and the products of the observations of them."""
         z = self.latent.derivative(u)
-        values, jvp, vjp = cell_derivative(self.network, self.plans, z.value)
-        return values, lambda v: obs_project(jvp(z.jvp(v)), self.plan), lambda r: z.vjp(vjp(obs_adjoint(r, self.plan)))
+        values, jvp, vjp, _ = cell_derivative(self.network, self.plans, z.value)
+        forward = lambda v: obs_project(jvp(v), self.plan)  # noqa: E731
+        adjoint = lambda r: vjp(obs_adjoint(r, self.plan))  # noqa: E731
+        covariance = z.gram
+        gram = None if covariance is None else lambda r: forward(covariance(adjoint(r)))
+        return Derivative(values, lambda v: forward(z.jvp(v)), lambda r: z.vjp(adjoint(r)), gram)
 
 
 def headed_decode(model: Any, network: Any = None) -> Differentiable:
@@ -142,7 +147,7 @@ def headed_decode(model: Any, network: Any = None) -> Differentiable:
     state = lambda values: values.reshape(-1, *heads[0].shape)  # noqa: E731
 
     def derivative(z: Tensor) -> Derivative:
-        values, jvp, vjp = cell_derivative(network or model, plans, z)
+        values, jvp, vjp, _ = cell_derivative(network or model, plans, z)
         return Derivative(state(values) + bias, lambda v: state(jvp(v)), lambda u: vjp(u.flatten(1)))
 
     return Differentiable(model.decode, derivative)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
 from lsda_fast.models.trajectory_covariance import TrajectoryCovariance, to_waves
-from lsda_fast.models.whitening import row_taper
+from lsda_fast.models.zonal_whitening import row_taper
 
 __all__ = ["StationaryTrajectories"]
 

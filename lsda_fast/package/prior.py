@@ -124,12 +124,12 @@ def _latent(package: "Package", z_b: Tensor | None = None, coloring: Coloring | 
     """The map from the sampler's variable to the latent, around ``z_b``; its linear part when that is not given."""
     whitening = package.modules.get("whitening")
     if not package.whitened:
-        return Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
+        return Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u, lambda u: u))
     assert isinstance(whitening, Whitening)
     center = 0.0 if z_b is None else z_b
-    color, adjoint, tensors = whitening.coloring() if coloring is None else coloring
+    color, adjoint, covariance, tensors = whitening.coloring() if coloring is None else coloring
     forward = lambda u: center + color(u)  # noqa: E731
-    return Differentiable(forward, lambda u: Derivative(forward(u), color, adjoint), tensors)
+    return Differentiable(forward, lambda u: Derivative(forward(u), color, adjoint, covariance), tensors)
 
 
 def _whitened(package: "Package", z_b: Tensor, common: dict[str, Any]) -> Prior:

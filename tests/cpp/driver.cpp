@@ -57,6 +57,18 @@ void observations(int64_t M, int64_t N, int64_t P, int64_t K, int threads) {
       expect(close(y[m * P + p], sum, static_cast<double>(K)), "obs_project");
     }
   }
+  // The same from a stencil the other way round.
+  Block<int32_t> back(K * P, 0), rank(P, 0);
+  Block<T> back_weight(K * P), again(M * P);
+  for (int64_t p = 0; p < P; ++p) {
+    rank[p] = static_cast<int32_t>(P - 1 - p);
+    for (int64_t k = 0; k < K; ++k) {
+      back[k * P + rank[p]] = index[k * P + p];
+      back_weight[k * P + rank[p]] = weight[k * P + p];
+    }
+  }
+  lsda::cpu::obs_project<T>({again.get(), x.get(), back.get(), back_weight.get(), M, N, P, K, rank.get()}, threads);
+  for (int64_t i = 0; i < M * P; ++i) expect(again[i] == y[i], "obs_project by place");
   for (int kind = 0; kind < 3; ++kind) residual<T>(project, static_cast<lsda::Robust>(kind), threads);
   if (N > lsda::kTile) return;
 
@@ -107,6 +119,12 @@ void observations(int64_t M, int64_t N, int64_t P, int64_t K, int threads) {
       expect(close(z[m * N + c], sum, scale), "obs_adjoint");
     }
   }
+  Block<T> same(M * N);
+  for (int64_t i = 0; i < observation.size; ++i) observation[i] = rank[observation[i]];
+  lsda::cpu::obs_adjoint<T>({same.get(), r.get(), cell.get(), length.get(), observation.get(), entry_weight.get(),
+                             tile.get(), M, N, P, rank.get()},
+                            threads);
+  for (int64_t i = 0; i < M * N; ++i) expect(same[i] == z[i], "obs_adjoint by place");
 }
 
 // Rows of random number at every other place, each with `taps` neighbours anywhere.
