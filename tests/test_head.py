@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lsda_fast.demo import built_in_package
-from lsda_fast.models import build_autoencoder
+from lsda_fast.models import IdentityAutoencoder, build_autoencoder
 from lsda_fast.models.head import Head
 from lsda_fast.models.layers import GeoConv2d
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
@@ -202,3 +202,10 @@ def test_a_package_observes_through_its_head_when_asked(whitened):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     assert torch.equal(fast.decode(z), plain.decode(z))
     assert not hasattr(plain.decode, "observe")
+
+
+def test_the_head_of_no_autoencoder_goes_where_it_goes() -> None:
+    moved = IdentityAutoencoder((2, 3, 8)).to("meta", torch.float64)
+    assert [(t.device.type, t.dtype) for t in (moved.heads()[0].weight, moved.heads()[0].bias)] == [
+        ("meta", torch.float64)
+    ] * 2

@@ -16,9 +16,12 @@ class IdentityAutoencoder(nn.Module):
     shape : (C, H, W)
     """
 
+    one: Tensor
+
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.shape = self.latent_shape = (shape[0], shape[1], shape[2])
+        self.register_buffer("one", torch.eye(shape[0])[:, None], persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """x itself, (M, C, H, W)."""
@@ -34,4 +37,4 @@ class IdentityAutoencoder(nn.Module):
 
     def heads(self) -> tuple[Head, ...]:
         """The identity of the channels."""
-        return (Head(torch.eye(self.shape[0])[:, None], torch.zeros(()), self.shape),)
+        return (Head(self.one, self.one.new_zeros(()), self.shape),)

@@ -39,7 +39,7 @@ class WindowTransformer(nn.Module):
         )
 
     def predict(self, scaled: Tensor, log_rho: Tensor, season: Tensor | None = None) -> Tensor:
-        """F (N, size, c, h, w) of windows as the network reads them (``models.window_prior``); see ``WindowUNet``."""
+        """F (N, size, c, h, w) of windows as the network reads them (``models.window_input``); see ``WindowUNet``."""
         noised, base = scaled.chunk(2, dim=2) if self.corrects else (scaled, torch.zeros_like(scaled))
         F = self.network.predict(noised.flatten(1, 2), log_rho, base.flatten(1, 2), season)
         return F.unflatten(1, (self.size, -1))

@@ -85,7 +85,7 @@ class WindowUNet(nn.Module):
                 nn.init.zeros_(parameter)
 
     def predict(self, scaled: Tensor, log_rho: Tensor, season: Tensor | None = None) -> Tensor:
-        """F (N, size, c, h, w) of windows as the network reads them (``models.window_prior``), one noise level each.
+        """F (N, size, c, h, w) of windows as the network reads them (``models.window_input``), one noise level each.
 
         ``log_rho`` is (N,), ``season`` (N, n) the time of the windows' centres.
         """
