@@ -144,6 +144,7 @@ def test_inputs_are_on_the_grid_of_the_state_and_missing_where_the_source_is(pub
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other times": ({"cpc": {"shift_hours": 2400}}, "'cpc' has nothing at the times of training: it reaches from"),
+    "none to validate": ({"cpc": {"shift_hours": -36}}, "'cpc' has nothing at the times of validation"),
     "no such variable": ({"cpc": {"variables": ["rain"]}}, "The data set has no rain; it has precip"),
     "no such file": ({"noaa": {"source": "nowhere.nc"}}, "Nothing found at 'nowhere.nc'"),
 }

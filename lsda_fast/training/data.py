@@ -118,6 +118,11 @@ def _with_modalities(states: States, dataset: xr.Dataset, config: TrainingConfig
         if modality.decoded:
             T, (C, H, W) = len(states.x), (len(modality.layout.channels), *states.layout.grid.shape)
             planes.append(values if here else torch.full((T, C, H, W), torch.nan))
+            if not np.isfinite(beside.values[states.validation]).any(axis=(0, 2, 3)).all():
+                raise InputError(
+                    f"modality {name!r} has nothing at the times of validation, where its error is taken; "
+                    "accepted is one that has, or `decoded: false`"
+                )
         if not here:
             others[name] = values
         digests[name] = fingerprint(modality.layout, states.times, beside.values)["values"]
