@@ -325,7 +325,7 @@ def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(c
     weight = torch.rand(P, 3, dtype=torch.float64)
     index[0, 1], weight[0, 1] = 0, 0.0
     operator = SparseAffine(index, weight, torch.rand(P, dtype=torch.float64), (T * 2, 6, 8))
-    plain, headed = (TrajectoryDecoder(autoencoder, model, T, chunk, headed) for headed in (False, True))
+    plain, headed = (TrajectoryDecoder(autoencoder, model, shape, T, chunk, headed) for headed in (False, True))
     v, d = torch.randn(2, 2, T, *latent, dtype=torch.float64)
     r, y = torch.randn(2, P, dtype=torch.float64), torch.randn(P, dtype=torch.float64)
     states = torch.stack([autoencoder.decode(model.restore(v[:, t])) for t in range(T)], dim=1)
@@ -347,3 +347,8 @@ def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(c
     )
     torch.testing.assert_close(departures, 2.0 * (whole.value - y))
     torch.testing.assert_close(jvp(d), whole.jvp(d))
+    longer = SparseAffine(index, weight, torch.zeros(P, dtype=torch.float64), (2 * T * 2, 6, 8))
+    with pytest.raises(
+        InputError, match=r"an operator on \(24, 6, 8\) came; accepted is one on the trajectory, \(12, "
+    ):
+        plain.observe(longer)

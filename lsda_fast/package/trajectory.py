@@ -70,7 +70,12 @@ def trajectory_prior(
     covariance = None if model is None else model.covariance(length)
     base = model.covariance(package.window.size) if package.prediction == "wiener" else None
     decode = TrajectoryDecoder(
-        package.autoencoder, model, length, chunk, headed=fused and has_derivatives(package.autoencoder)
+        package.autoencoder,
+        model,
+        package.layout.shape,
+        length,
+        chunk,
+        headed=fused and has_derivatives(package.autoencoder),
     )
     windows = _windows(package, base, season, chunk, fused) if correction else None
     read = (covariance.tensors if covariance else ()) + (base.tensors if base else ())

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lsda_fast.errors import InputError
 from lsda_fast.models.observed_trajectory import HeadedTrajectory
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.prior import Derivative, Differentiable
@@ -30,8 +31,10 @@ class TrajectoryDecoder:
     autoencoder : Any
     model : StationaryTrajectories, optional
         Whose standardised variable v is; the latent itself when not given.
+    shape : (C, H, W)
+        Of one state.
     length : int
-        T of the states that are encoded.
+        T of the states that are encoded, and of the trajectories that stencils observe.
     chunk : int
         Latents that are decoded together, those of all members counted.
     headed : bool
@@ -40,6 +43,7 @@ class TrajectoryDecoder:
 
     autoencoder: Any
     model: Any
+    shape: tuple[int, int, int]
     length: int
     chunk: int = 64
     headed: bool = False
@@ -73,17 +77,27 @@ class TrajectoryDecoder:
         return Derivative(self(v), jvp, vjp)
 
     def observe(self, operator: Callable[[Tensor], Tensor]) -> Any:
-        """v -> H(D(v)), (M, P). What is prepared for a stencil is kept as long as the stencil."""
+        """v -> H(D(v)), (M, P). What is prepared for a stencil is kept as long as the stencil.
+
+        Raises
+        ------
+        InputError
+            A stencil on states of another shape than the trajectory's, (T C, H, W).
+        """
         if not isinstance(operator, SparseAffine):
             return self._observed(operator)
+        wanted = (self.length * self.shape[0], *self.shape[1:])
+        if tuple(operator.shape) != wanted:
+            raise InputError(
+                f"an operator on {tuple(operator.shape)} came; accepted is one on the trajectory, {wanted}"
+            )
         if operator not in self._made:
             self._made[operator] = self._of_stencil(operator)
         return self._made[operator]
 
     def _of_stencil(self, operator: SparseAffine) -> Any:
-        C = operator.shape[0] // self.length
-        size = C * operator.shape[1] * operator.shape[2]
-        index = operator.index
+        C, H, W = self.shape
+        size, index = C * H * W, operator.index
         if operator.weight.numel():
             # Points without weight are not looked at.
             heaviest = index.gather(1, operator.weight.abs().argmax(1, keepdim=True))
@@ -92,7 +106,7 @@ class TrajectoryDecoder:
         if not len(times):
             times = index.new_zeros(1)
         compact = copy(operator)
-        compact.index, compact.shape = at * size + index % size, (len(times) * C, *operator.shape[1:])
+        compact.index, compact.shape = at * size + index % size, (len(times) * C, H, W)
         if self.headed:
             return HeadedTrajectory.of(self.autoencoder, self.model, times, compact, size, self.chunk)
         return self._observed(compact, times)
