@@ -126,7 +126,7 @@ def departure_table(
     table = observations.frame.assign(used=reasons == "", reason=reasons)
     operator: Any = likelihood.operator
     after = operator(x_a.mean(0, keepdim=True))
-    before = torch.full_like(after, torch.nan) if x_b is None else operator(x_b[None])
+    before = torch.full_like(after, torch.nan) if x_b is None else _equivalent(operator, x_b[None])
     columns = {
         "O-B": operator.values - before[0].double().cpu().numpy(),
         "O-A": operator.values - after[0].double().cpu().numpy(),
@@ -141,3 +141,10 @@ def departure_table(
     table = pd.concat([table, rejected], ignore_index=True) if len(rejected) else table
     rest = [column for column in table.columns if column not in COLUMNS]
     return table[COLUMNS + rest].sort_values("observation", ignore_index=True)
+
+
+def _equivalent(operator: Any, x: torch.Tensor) -> torch.Tensor:
+    """H(x), NaN where a point that counts is missing; one without weight does not."""
+    known = ~x.isnan()
+    touched = (~known).flatten(1)[:, operator.index] & (operator.weight != 0)
+    return operator(torch.where(known, x, 0)).masked_fill(touched.any(-1), torch.nan)

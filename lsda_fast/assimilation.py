@@ -59,7 +59,8 @@ class Assimilation:
     Parameters
     ----------
     package : Package
-    guidance : Guidance
+    guidance : Guidance, optional
+        ``LatentOptimization`` with the C_t of ``prior_covariance`` when not given.
     solver, steps, start, stop, spacing, corrector
         As for ``Sampler``.
     block : int, optional
@@ -106,7 +107,7 @@ class Assimilation:
         if block is None:
             block = self._default_block
         self.sampler = Sampler(
-            LatentOptimization() if guidance is None else guidance,
+            LatentOptimization(prior_covariance=self.prior_covariance(package)) if guidance is None else guidance,
             solver=solver,
             steps=steps,
             start=start,
@@ -116,6 +117,11 @@ class Assimilation:
             block=block,
         )
         self.engine = Engine(package, self.sampler, self.backend, free_block=free_block)
+
+    @staticmethod
+    def prior_covariance(package: Package) -> str:
+        """C_t by name, for ``LatentOptimization`` when none is asked for."""
+        return "isotropic"
 
     @property
     def _default_block(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.observations import StencilOperator
@@ -34,7 +35,17 @@ def likelihood_of(
     robust : Huber or VariationalQC, optional
     device, dtype
         Where it is wanted.
+
+    Raises
+    ------
+    InputError
+        An operator without values, or without standard deviations.
     """
+    if not (np.isfinite(operator.values).all() and (operator.std > 0).all()):
+        raise InputError(
+            "an operator without values or standard deviations came; accepted is one that has a value and a "
+            "positive standard deviation for every row (`observations.averages.observing`)"
+        )
     operator = operator.to(device, dtype)
     # A copy, because torch warns of the read-only columns of a table.
     as_tensor: Any = lambda a: torch.tensor(np.array(a), dtype=dtype, device=device)  # noqa: E731

@@ -24,6 +24,7 @@ from lsda_fast.guidance import Likelihood
 from lsda_fast.layout import StateLayout
 from lsda_fast.observations import Observations, StencilOperator
 from lsda_fast.observations.trajectory import operator_rows, trajectory_stations
+from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Step
 
@@ -131,6 +132,11 @@ class WindowAssimilator(Assimilation):
             raise InputError(f"an operator on {operator.shape} came; accepted is one on the trajectory, {shape}")
         return self._likelihood(observations, lambda o: trajectory_stations(o, layout, normalization, times), operator)
 
+    @staticmethod
+    def prior_covariance(package: Package) -> str:
+        """The covariance in space and time, where the package has it: it carries what is observed to other times."""
+        return "stationary" if "trajectory" in package.modules else "isotropic"
+
     @property
     def _default_block(self) -> int:
         return 1
@@ -169,7 +175,9 @@ class WindowAssimilator(Assimilation):
         if "time" not in background.dims or "member" in background.dims:
             raise InputError(f"a background with {tuple(background.dims)} came; accepted is one run, with times")
         known = pd.DatetimeIndex(background["time"].values)
-        ends = (str(known[0]), str(known[-1])) if window is None else window
+        if known.has_duplicates:
+            raise InputError(f"the background has {known[known.duplicated()][0]} twice; accepted is one state a time")
+        ends = (str(known.min()), str(known.max())) if window is None else window
         times = window_times(ends, self.package.window.hours)
         place = known.get_indexer(times)
         if (place < 0).any():
@@ -196,7 +204,7 @@ def window_times(window: Period, hours: float) -> pd.DatetimeIndex:
     """The times of the states from the first to the last, every ``hours``; InputError where that does not fit."""
     try:
         first, last = (pd.Timestamp(end) for end in window)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"window {window} came; accepted are two dates such as 2008-12-07T12") from error
     first, last = (t if t.tzinfo is None else t.tz_convert("UTC").tz_localize(None) for t in (first, last))
     step = pd.Timedelta(hours=hours)

@@ -14,16 +14,18 @@ import torch
 import xarray as xr
 
 from lsda_fast import cli
+from lsda_fast.analysis import departure_table
 from lsda_fast.datasets import open_states
 from lsda_fast.degradations import Degradation
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
-from lsda_fast.guidance import GaussNewton, LatentOptimization
-from lsda_fast.models import AUTOENCODERS, WINDOWS, build
-from lsda_fast.observations import Observations
+from lsda_fast.guidance import GaussNewton, LatentOptimization, Likelihood
+from lsda_fast.models import AUTOENCODERS, WINDOWS, StationaryTrajectories, build
+from lsda_fast.observations import ObservationOperator, Observations
+from lsda_fast.observations.averages import blocks, field_averages, observing
 from lsda_fast.observations.fields import field_observations
-from lsda_fast.observations.trajectory import trajectory_stations
+from lsda_fast.observations.trajectory import at_times, trajectory_stations
 from lsda_fast.package import Architecture, Package
 from lsda_fast.trajectory import Window
 from lsda_fast.window_assimilator import WindowAssimilator, window_times
@@ -149,6 +151,36 @@ def test_averages_are_observed_beside_stations() -> None:
     assert len(alone.departures) == 36
     with pytest.raises(InputError, match=r"an operator on \(2, 6, 7\) came; accepted is one on the trajectory"):
         analysed(None, operator=Degradation()(truth[:1], NORMALIZATION, seed=0))
+    everywhere = field_averages(SHAPE, NORMALIZATION, blocks(SHAPE[1:], 3))
+    with pytest.raises(InputError, match="an operator without values or standard deviations came"):
+        analysed(None, operator=at_times(everywhere, [0], T))
+
+
+def test_a_channel_that_the_background_has_not_takes_o_b_from_no_other() -> None:
+    """Rows of fewer points than others are filled up with points of no weight, in the channel that is missing too."""
+    layout = StateLayout(GRID, (Channel("q", 850.0, "kg kg-1"), *LAYOUT.channels))
+    normalization = Normalization(np.array([0.01, 280.0, 240.0]), np.array([0.001, 8.0, 30.0]))
+    operator = trajectory_stations(Observations.from_frame(stations(), STD), layout, normalization, TIMES)
+    means = at_times(field_averages(layout.shape, normalization, blocks((6, 7), 3)), [0], T)
+    both: Any = ObservationOperator.stack(operator, observing(means, np.zeros(18), 1.0))
+    y, ones = torch.zeros(both.size), torch.ones(both.size)
+    x = torch.zeros(T, *layout.shape)
+    x_b = x.clone()
+    x_b[:, 0] = torch.nan
+    table = Observations.from_frame(pd.DataFrame({
+        "time": TIMES[0], "latitude": 45.0, "longitude": 0.0, "variable": "t", "value": np.arange(both.size) + 250.0,
+    }))  # fmt: skip
+    departures = departure_table(
+        table, both.reasons, Likelihood(both, y, ones, ones), x_b.flatten(0, 1), x.flatten(0, 1)[None]
+    )
+    assert departures["O-B"].isna().tolist() == [False] * 24 + [True] * 6 + [False] * 12
+
+
+def test_a_background_may_come_in_any_order() -> None:
+    run = run_of_a_model()
+    result = analysed(Observations.from_frame(stations()), window=None, background=run.isel(time=[0, 5, 2, 1, 4, 3]))
+    np.testing.assert_array_equal(result.background["time"], TIMES)
+    np.testing.assert_allclose(result.background["olr"], run["olr"], rtol=1e-5)
 
 
 def test_a_warm_start_begins_at_the_run() -> None:
@@ -168,6 +200,7 @@ def test_a_warm_start_begins_at_the_run() -> None:
     ({"window": ("2002-01-01T00", "2002-01-01T12")}, "at least the window's 5"),
     ({"background": run_of_a_model().isel(time=[0, 1, 3, 4, 5])}, "no state at 2002-01-01 12:00:00"),
     ({"background": run_of_a_model().isel(time=0)}, "accepted is one run, with times"),
+    ({"background": run_of_a_model().isel(time=[0, 1, 1, 2, 3, 4, 5])}, "2002-01-01 06:00:00 twice"),
     ({"background": run_of_a_model()[["olr"]]}, "missing values, which the package's encoder does not take"),
 ])  # fmt: skip
 def test_windows_and_backgrounds_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
@@ -186,6 +219,13 @@ def test_a_lower_precision_is_refused() -> None:
     run.precision = torch.bfloat16
     with pytest.raises(InputError, match="for a window; accepted there is"):
         run(Observations.from_frame(stations()), window=WINDOW)
+
+
+def test_what_is_observed_goes_to_other_times_unless_told_otherwise() -> None:
+    package = independent_package()
+    assert WindowAssimilator(package).sampler.guidance == LatentOptimization()
+    package.modules["trajectory"] = StationaryTrajectories(SHAPE, zonal=False, rank=2)
+    assert WindowAssimilator(package).sampler.guidance == LatentOptimization(prior_covariance="stationary")
 
 
 def test_times_of_a_window() -> None:
@@ -260,6 +300,8 @@ def test_the_program_analyses_a_window(folder: Path, tmp_path: Path) -> None:
     ((), "neither --observations nor --fields came"),
     (("--observations", "O.csv", "--best-of", 4), "none of the options of the best of N"),
     (("--observations", "O.csv", "--preset", "fast"), "preset 'fast' is unknown"),
+    (("--observations", "O.csv", "--preset", "slams_published", "--guidance", "mmps"), "accepted beside it is --steps"),
+    (("--observations", "O.csv", "--prior-covariance", "stationary"), "needs a prior with a full covariance"),
     (("--observations", "O.csv", "--window", "3h"), "--background did not come"),
 ])  # fmt: skip
 def test_the_program_says_what_it_takes(folder: Path, tmp_path: Path, options: Any, sentence: str) -> None:

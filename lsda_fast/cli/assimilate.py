@@ -49,8 +49,11 @@ def assimilate(
     guidance: Annotated[str, typer.Option(help="lo, mmps, dps, repaint or none.")] = "lo",
     inner: Annotated[str, typer.Option(help="Inner solver of lo: gauss_newton, adam or lbfgs.")] = "gauss_newton",
     prior_covariance: Annotated[
-        str, typer.Option(help="C_t of lo: isotropic, diagonal, stationary or tweedie.")
-    ] = "isotropic",
+        str | None,
+        typer.Option(
+            help="C_t of lo: isotropic (of one state the default), diagonal, stationary (of a window) or tweedie."
+        ),
+    ] = None,
     solver: Annotated[str, typer.Option(help="auto, renoise, ancestral, ddim, dpmpp_2m or heun.")] = "auto",
     steps: Annotated[int | None, typer.Option(min=1, help="Noise levels; the guidance's own when not given.")] = None,
     preset: Annotated[
@@ -79,13 +82,19 @@ def assimilate(
     check_output(output)
     if report is not None:
         check_plots(report)
-    settings = _settings(preset, steps, guidance=lambda: guidance_of(guidance, inner, prior_covariance), solver=solver)
-    settings |= {"start": start, "correction": correction, "robust": robust_of(robust)}
-    model = Package.load(package).to(pick_device(device))
-    table = _table(observations, fields)
-    choice = (best_of, rewards, reference, held_out)
+    if preset is not None and (guidance, inner, prior_covariance, solver) != ("lo", "gauss_newton", None, "auto"):
+        raise InputError(
+            f"--preset {preset} came with --guidance, --inner, --prior-covariance or --solver, which it stands for; "
+            "accepted beside it is --steps"
+        )
     of_window = "/" in window
     kind: Any = WindowAssimilator if of_window else Assimilator
+    model = Package.load(package).to(pick_device(device))
+    chosen = prior_covariance or kind.prior_covariance(model)
+    settings = _settings(preset, steps, guidance=lambda: guidance_of(guidance, inner, chosen), solver=solver)
+    settings |= {"start": start, "correction": correction, "robust": robust_of(robust)}
+    table = _table(observations, fields)
+    choice = (best_of, rewards, reference, held_out)
     assimilator = kind(model, **settings, backend=backend, precision=precision)
     candidates, choose = members, None
     if of_window:
