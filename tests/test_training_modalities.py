@@ -162,9 +162,10 @@ def test_sources_that_do_not_fit_are_refused(published: Any, case: str) -> None:
 def test_a_network_without_modalities_refuses_them(published: Any, tmp_path: Path) -> None:
     dataset, config, _ = published
     with pytest.raises(InputError, match="'linear' takes neither modalities nor gaps; multimodal and slams do"):
-        train(dataset, TrainingConfig(**config), tmp_path / "package")
+        train(dataset, TrainingConfig(**{**config, "lead_hours": 24.0, "window": {}}), tmp_path / "package")
     with pytest.raises(InputError, match="gaps or grids of their own, which a forecast model does not take"):
         train(dataset, TrainingConfig(**config, autoencoder=multimodal()), tmp_path / "other")
+    assert not (tmp_path / "other.work").exists()  # before anything was trained
 
 
 # Gaps

@@ -173,3 +173,13 @@ def test_a_network_finds_the_linear_gaussian_estimate():
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises((InputError, ValueError), match=message):
         train(STATES, config(**changes), tmp_path / "package")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_the_whole_of_a_configuration_is_one_sentence():
+    with pytest.raises(InputError) as caught:
+        load_config("slams_tiny", lead_hours=12.0)
+    assert str(caught.value).startswith(
+        "configuration slams_tiny: Value error, `window` came with lead_hours; accepted"
+    )
+    assert "modalities" not in str(caught.value)

@@ -59,7 +59,9 @@ def analysis_prior(
 ) -> Prior:
     """The prior of one analysis; see ``Package.prior``."""
     if "denoiser" not in package.modules:
-        raise InputError("the package has no prior around a background; accepted is `trajectory`, which has none")
+        raise InputError(
+            "the package has no prior around a background; accepted is a window of states (--window FIRST/LAST)"
+        )
     z_b = _background_latent(package, background)
     calendar = calendar if calendar is None else calendar.to(z_b)
     if package.whitened and "whitening" not in package.modules:

@@ -21,7 +21,16 @@ from lsda_fast.training.data import States
 from lsda_fast.training.losses import denoiser_loss, forecaster_loss
 from lsda_fast.training.work import Made, Work
 
-__all__ = ["background_prior"]
+__all__ = ["background_prior", "check_background"]
+
+
+def check_background(states: States, config: TrainingConfig) -> None:
+    """InputError for states that a forecast model does not take."""
+    if states.others or states.x.isnan().any():
+        raise InputError(
+            "the modalities have gaps or grids of their own, which a forecast model does not take; accepted is a prior "
+            "over trajectories (`window`)"
+        )
 
 
 def background_prior(states: States, autoencoder: Any, config: TrainingConfig, work: Work) -> Made:
@@ -50,8 +59,6 @@ class _Run:
 
     def _forecaster(self) -> tuple[nn.Module, Architecture, list[tuple[np.ndarray, nn.Module]]]:
         """The shipped model, trained on all of the training period, and the folds, each with its own model."""
-        if self.states.others or self.states.x.isnan().any():
-            raise InputError("the modalities have gaps or grids of their own, which a forecast model does not take")
         architecture = forecaster_architecture(self.config, self.states.layout)
         everything = self.states.pairs(self.states.train)
         module = self._one_forecaster(architecture, everything, "forecaster")

@@ -254,4 +254,5 @@ def read_config(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"configuration {source}: {key}: {first['msg']} (got {first['input']!r})") from error
+        text = f"{key}: {first['msg']} (got {first['input']!r})" if key else first["msg"]
+        raise InputError(f"configuration {source}: {text}") from error

@@ -14,11 +14,11 @@ import xarray as xr
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.package import Package
 from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
-from lsda_fast.training.background_prior import background_prior
+from lsda_fast.training.background_prior import background_prior, check_background
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States, load_states
 from lsda_fast.training.loop import Log, Progress
-from lsda_fast.training.window_prior import window_prior
+from lsda_fast.training.window_prior import check_windows, window_prior
 from lsda_fast.training.work import Work, check_claim, claim
 from lsda_fast.trajectory import Window
 
@@ -56,6 +56,7 @@ def train(
     folder = Path(f"{output}.work")
     check_claim(folder, config, resume)
     states = load_states(dataset, config)
+    (check_windows if config.window else check_background)(states, config)
     # Only now: bad data must not leave a folder that stands in the way of the next attempt.
     claim(folder, config, states.fingerprint)
     log = Log(folder / "log.jsonl", progress)

@@ -18,7 +18,14 @@ from lsda_fast.training.data import States
 from lsda_fast.training.losses import window_loss
 from lsda_fast.training.work import Made, Work
 
-__all__ = ["fit_windows", "window_prior"]
+__all__ = ["check_windows", "fit_windows", "window_prior"]
+
+
+def check_windows(states: States, config: TrainingConfig) -> None:
+    """InputError where no whole window is in training or in validation."""
+    assert config.window is not None
+    for kind, indices in (("training", states.train), ("validation", states.validation)):
+        _windows(states.runs(indices), config.window.size, kind)
 
 
 def window_prior(states: States, autoencoder: Any, config: TrainingConfig, work: Work) -> Made:
