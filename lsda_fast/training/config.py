@@ -12,7 +12,7 @@ from lsda_fast.errors import InputError
 
 __all__ = ["PRESETS", "Optimization", "Section", "TrainingConfig", "load_config", "read_config"]
 
-PRESETS = ("tiny", "small", "nature", "paper", "slams_tiny", "slams", "slams_paper")
+PRESETS = ("tiny", "small", "nature", "paper", "slams_tiny", "slams", "slams_paper", "slams_pixel")
 
 Config = TypeVar("Config", bound=BaseModel)
 
