@@ -130,8 +130,9 @@ def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[s
         by_level = np.sqrt((levels**2).mean()) if root else levels.mean()
         row[score] = float(np.sqrt((by_level**2).mean()) if root else by_level.mean())
         row[f"{score}_by_level"] = {level: round(float(value), 5) for level, value in by_level.items()}
-    for score in ("rmse_by_lead", "crps_by_lead"):
-        row[score] = np.mean([found[score] for found in mine], axis=0).round(5).tolist()
+    leads = {score: np.array([found[score] for found in mine]) for score in ("rmse_by_lead", "crps_by_lead")}
+    row["rmse_by_lead"] = np.sqrt((leads["rmse_by_lead"] ** 2).mean(0)).round(5).tolist()
+    row["crps_by_lead"] = leads["crps_by_lead"].mean(0).round(5).tolist()
     row["seconds"] = float(np.mean([found["seconds"] for found in mine]))
     return row
 

@@ -102,6 +102,19 @@ def test_modalities_of_a_package(tmp_path: Path) -> None:
     assert (beside.most(slams.WAYS["published"]), beside.most(slams.WAYS["pixel"])) == (2, 0)
 
 
+def test_a_row_is_over_all_windows() -> None:
+    """Roots of mean squares, by level and by lead; means of the rest."""
+    scores = ("wasserstein", "rmse", "member_rmse", "crps")
+    windows = [
+        {score: {"t850": value, "t500": value} for score in scores}
+        | {"rmse_by_lead": [value], "crps_by_lead": [value], "seconds": value, "members": 2}
+        for value in (1.0, 7.0)
+    ]
+    row = slams.summary("gap 4", ("ours", 0), [("gap 4", ("ours", 0), found) for found in windows])
+    assert (row["rmse"], row["member_rmse"], *row["rmse_by_lead"]) == (5.0, 5.0, 5.0)
+    assert (row["wasserstein"], row["crps"], *row["crps_by_lead"], row["seconds"]) == (4.0, 4.0, 4.0, 4.0)
+
+
 def test_the_published_degradations() -> None:
     assert len(DEGRADATIONS) == 14
     assert DEGRADATIONS["coarsen 4"] == DEGRADATIONS["noise 0.1"]
