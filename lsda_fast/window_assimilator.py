@@ -187,6 +187,8 @@ class WindowAssimilator(Assimilation):
     def _states(self, background: xr.Dataset) -> Tensor:
         layout = self.package.layout
         where = [i for i, field in enumerate(layout.find(background)) if field is not None]
+        if not where:
+            raise InputError(f"the background has none of the package's channels {', '.join(layout.names)}")
         part = StateLayout(layout.grid, tuple(layout.channels[i] for i in where))
         states = np.full((background.sizes["time"], *layout.shape), np.nan, np.float32)
         states[:, where] = part.to_array(background, missing="mask")

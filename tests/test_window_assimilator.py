@@ -201,6 +201,7 @@ def test_a_warm_start_begins_at_the_run() -> None:
     ({"background": run_of_a_model().isel(time=[0, 1, 3, 4, 5])}, "no state at 2002-01-01 12:00:00"),
     ({"background": run_of_a_model().isel(time=0)}, "accepted is one run, with times"),
     ({"background": run_of_a_model().isel(time=[0, 1, 1, 2, 3, 4, 5])}, "2002-01-01 06:00:00 twice"),
+    ({"background": run_of_a_model()[["olr"]].rename(olr="wind")}, "none of the package's channels t850, olr"),
     ({"background": run_of_a_model()[["olr"]]}, "missing values, which the package's encoder does not take"),
 ])  # fmt: skip
 def test_windows_and_backgrounds_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
