@@ -17,7 +17,8 @@ from lsda_fast.layout import StateLayout
 from lsda_fast.modalities import Modality, check_modalities
 from lsda_fast.models import Whitening
 from lsda_fast.package.architectures import Architecture, load_modules, users_modules
-from lsda_fast.package.files import FORMAT, read_manifest, write_package
+from lsda_fast.package.files import read_manifest, write_package
+from lsda_fast.package.manifest import manifest_of, parts_of
 from lsda_fast.package.prior import analysis_prior
 from lsda_fast.package.trajectory import trajectory_prior
 from lsda_fast.prior import Prior
@@ -118,7 +119,8 @@ class Package:
             Says that the denoiser is one of windows, for ``trajectory``.
 
         Saving keeps the weights of torch modules, and of modules whose methods came; loading such a package
-        needs the callables again: ``Package.load(path, modules={"encoder": ..., "decoder": ..., "denoiser": ...})``.
+        needs the callables again: ``Package.load(path, modules={"encoder": ..., "decoder": ..., "denoiser": ...})``,
+        with ``window`` for a denoiser of windows.
         """
         modules, architectures = users_modules(
             encoder, decoder, denoiser, latent_shape, whitening, "window" if window else "denoiser"
@@ -264,21 +266,7 @@ class Package:
 
     def manifest(self) -> dict[str, Any]:
         """Everything but the weights, as plain values."""
-        return {
-            "format": FORMAT,
-            "layout": self.layout.to_dict(),
-            "normalization": self.normalization.to_dict(),
-            "schedule": self.schedule.to_dict(),
-            "prediction": self.prediction,
-            "whitened": self.whitened,
-            "lead_hours": self.lead_hours,
-            "architectures": {name: {"name": a.name, "settings": a.settings} for name, a in self.architectures.items()},
-            "reconstruction_error": [float(e) for e in self.reconstruction_error],
-            "observation_std": self.observation_std,
-            "provenance": self.provenance,
-            "modalities": [modality.to_dict() for modality in self.modalities],
-            "window": self.window.to_dict() if self.window else None,
-        }
+        return manifest_of(self)
 
     @classmethod
     def load(cls, path: str | Path, *, modules: Mapping[str, Callable[..., Tensor]] | None = None) -> "Package":
@@ -288,8 +276,8 @@ class Package:
         ----------
         path : path of the folder
         modules : mapping, optional
-            For a package of ``from_modules``: its ``encoder``, ``decoder`` and ``denoiser``, which are given the
-            package's weights.
+            For a package of ``from_modules``: its ``encoder``, ``decoder`` and ``denoiser`` (``window`` for one of
+            windows), which are given the package's weights.
 
         Raises
         ------
@@ -299,24 +287,6 @@ class Package:
         """
         path = Path(path)
         manifest = read_manifest(path)
-        try:
-            architectures = {
-                name: Architecture(a["name"], a["settings"]) for name, a in manifest["architectures"].items()
-            }
-            rest: tuple[Any, ...] = (
-                np.array(manifest["reconstruction_error"], np.float32),
-                {str(name): float(std) for name, std in manifest["observation_std"].items()},
-                float(manifest["lead_hours"]),
-                bool(manifest["whitened"]),
-                dict(manifest["provenance"]),
-                tuple(Modality.from_dict(modality) for modality in manifest.get("modalities", [])),
-                Window(**manifest["window"]) if manifest.get("window") else None,
-            )
-            layout = StateLayout.from_dict(manifest["layout"])
-            normalization = Normalization.from_dict(manifest["normalization"])
-            schedule = Schedule(**manifest["schedule"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            file = path / "manifest.json"
-            raise InputError(f"{file}: a value that is not understood: {error!r}") from error
-        built = load_modules(path, architectures, manifest["files"], modules or {})
-        return cls(layout, normalization, schedule, manifest["prediction"], built, architectures, *rest)
+        parts = parts_of(manifest, path / "manifest.json")
+        built = load_modules(path, parts["architectures"], manifest["files"], modules or {})
+        return cls(modules=built, **parts)
