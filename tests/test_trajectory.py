@@ -310,6 +310,12 @@ def test_window_networks(name, settings, prediction, shape):
         torch.testing.assert_close(network.predict(roll(given.scaled), given.log_rho), roll(F), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [1, 4])
+def test_kernels_that_have_no_margin_on_both_sides_are_refused(kernel):
+    with pytest.raises(InputError, match="accepted is an odd one of at least 3"):
+        WindowUNet(SHAPE, kernel=kernel)
+
+
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(chunk):
     """Value, products and departures, with times that are not observed and points of no weight."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsda_fast.errors import InputError
 from lsda_fast.models.layers import geo_pad, level_embedding
 
 __all__ = ["WindowUNet"]
@@ -40,6 +41,7 @@ class WindowUNet(nn.Module):
     blocks : int
         Blocks a level, on the way down and on the way up.
     kernel : int
+        Odd, at least 3.
     embedding : int
         Numbers that tell the noise level; even.
     prediction : str
@@ -48,6 +50,11 @@ class WindowUNet(nn.Module):
         Padding as published; else by ``periodic`` and ``poles``, as for ``geo_pad``.
     calendar : int
         Numbers per window that tell time of day and season; 0 for none.
+
+    Raises
+    ------
+    InputError
+        A kernel that is even or below 3.
     """
 
     def __init__(
@@ -65,6 +72,8 @@ class WindowUNet(nn.Module):
         calendar: int = 0,
     ) -> None:
         super().__init__()
+        if kernel % 2 == 0 or kernel < 3:
+            raise InputError(f"a kernel of {kernel} came; accepted is an odd one of at least 3")
         self.latent_shape, self.size, self.embedding = tuple(latent_shape), size, embedding
         channels, edges = size * latent_shape[0], Edges(circular, periodic, tuple(poles), latent_shape[1] == 1)
         corrects = prediction == "wiener"
