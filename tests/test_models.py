@@ -209,7 +209,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 SMALL["residual"] = {"linear": SMALL["linear"], "residual": {"name": "convolutional", **SMALL["convolutional"]}}
 SMALL["multimodal"] = {**SMALL["residual"], "modalities": {"state": {"channels": [0, 1]}, "rain": {"channels": [2]}}}
-SMALL["slams"] = {"shape": SHAPE}
+SMALL["slams"] = SMALL["identity"] = {"shape": SHAPE}
 
 
 def test_every_autoencoder_is_built_by_name() -> None:

@@ -110,23 +110,28 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path: Path):
 @pytest.mark.parametrize("prediction", ["eps", "wiener"])
 def test_what_is_learned_is_what_the_sampler_is_given(kind: str, prediction: str):
     """The target, put through the prior of a trajectory that is one window, is the clean window."""
-    shape = (1, 4, 8)
     states = load_states(STATES, config())
-    latents = states.x[:, :1]
+    latents, shape = states.x, states.layout.shape
     model = StationaryTrajectories(shape, rank=4, lags=2)
     model.fit(latents, states.runs(states.train))
     network = build(WINDOWS, kind, {"latent_shape": shape, "prediction": prediction})
     network.predict = lambda scaled, log_rho, season=None: target  # type: ignore[method-assign, assignment]
-    package = Package.__new__(Package)
     z, noise = model.standardize(latents[None, :5]), torch.randn(1, 5, *shape)
     schedule, level = Schedule.vp_cosine(), Schedule.vp_cosine().level(0.4)
     levels = Levels(torch.tensor([level.alpha]), torch.tensor([level.sigma]))
     covariance = model.covariance(5) if prediction == "wiener" else None
     target = noised_windows(z, noise, levels, prediction, covariance).target
-    package.__dict__.update(
-        schedule=schedule, prediction=prediction, window=Window(5, 6.0),
-        modules={"autoencoder": IdentityAutoencoder(shape), "trajectory": model, "window": network},
-    )  # fmt: skip
+    modules = {"autoencoder": IdentityAutoencoder(shape), "trajectory": model, "window": network}
+    package = Package(
+        states.layout,
+        states.normalization,
+        schedule,
+        prediction,
+        modules,
+        {},
+        np.zeros(shape[0]),
+        window=Window(5, 6.0),
+    )
     got = package.trajectory(5).denoise(level.alpha * z + level.sigma * noise, level)
     torch.testing.assert_close(got, z, atol=1e-4, rtol=1e-4)
 
