@@ -208,11 +208,11 @@ def test_candidates_depend_on_seed_date_and_member_alone(world: World, tmp_path:
     few = load_states(world.states, parent, small(dates=2))
     x_b = few.background(1, parent, 0.0, 0)
     config = CandidatesConfig(members=8, steps=3)
-    drawn = draw_candidates(parent, x_b, few.season(1), few.time(1), config, 0)
+    drawn = draw_candidates(parent, x_b, few.season(1), config, few.seed(1, 0))
     kept = Candidates.load(shards[-1])
     assert all(torch.equal(a, b) for a, b in zip(drawn, kept))
     torch.testing.assert_close(kept.background, parent.autoencoder.encode(x_b[None])[0])
-    other = draw_candidates(parent, x_b, few.season(1), few.time(0), config, 0)
+    other = draw_candidates(parent, x_b, few.season(1), config, few.seed(0, 0))
     assert not torch.equal(other.z, drawn.z)
     assert len({row.numpy().tobytes() for row in drawn.z}) == 8
 
@@ -231,10 +231,20 @@ def test_other_rewards_take_the_candidates_of_an_earlier_run(
     assert same(run(small("next"), tmp_path / "taken").modules["denoiser"], alone.modules["denoiser"])
 
 
+def test_draws_are_further_backgrounds_of_the_same_dates(world: World) -> None:
+    parent = Package.load(world.parent)
+    one, two = (load_states(world.states, parent, small(dates=3, draws=draws)) for draws in (1, 2))
+    assert [two.name(i) for i in range(6)] == [n + draw for n in map(one.name, range(3)) for draw in ("", "_1")]
+    first, again, other = one.background(1, parent, 0.5, 0), *(two.background(i, parent, 0.5, 0) for i in (2, 3))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(two.background(3, parent, 0.0, 0), one.background(1, parent, 0.0, 0))
+
+
 def test_the_reward_table_has_a_row_per_candidate(world: World) -> None:
     work = Path(f"{world.aligned}.work")
     rows = pd.read_parquet(work / "rewards" / "20010420T000000.parquet")
-    assert rows.columns.tolist() == ["time", "member", "candidate", "near"]
+    assert rows.columns.tolist() == ["time", "draw", "member", "candidate", "near"]
     assert rows["member"].tolist() == list(range(8))
     parent = Package.load(world.parent)
     z = Candidates.load(work / "candidates" / "20010420T000000.safetensors").z

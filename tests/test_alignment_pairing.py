@@ -20,7 +20,9 @@ def table(*dates: Rows, latents: list[str] | None = None) -> pd.DataFrame:
         n = len(next(iter(rewards.values())))
         names = latents or [f"{day} {member}" for member in range(n)]
         parts.append(
-            pd.DataFrame({"time": pd.Timestamp(2001, 12, 1 + day), "member": range(n), "candidate": names, **rewards})
+            pd.DataFrame(
+                {"time": pd.Timestamp(2001, 12, 1 + day), "draw": 0, "member": range(n), "candidate": names, **rewards}
+            )
         )
     return pd.concat(parts, ignore_index=True)
 
@@ -67,7 +69,7 @@ def test_several_rewards_pair_what_is_best_and_worst_by_all() -> None:
     shares = widened.groupby("time")["share"].first()
     assert shares.iloc[0] == pytest.approx(0.1875)
     report = summary(widened, frame, PairsConfig(quantile=0.125), several=True)
-    assert (report["dates_widened"], report["dates_without_pairs"], report["dates"]) == (1, 0, 3)
+    assert (report["cases_widened"], report["dates_without_pairs"], report["dates"]) == (1, 0, 3)
 
 
 def test_dominance_takes_the_pairs_that_differ_most_by_their_least_reward() -> None:
@@ -75,9 +77,20 @@ def test_dominance_takes_the_pairs_that_differ_most_by_their_least_reward() -> N
     gaps = {(3, 0): 3, (4, 0): 2, (3, 1): 2, (4, 1): 1, (3, 2): 1, (4, 2): 2, (1, 0): 1}
     for count in (1, 4, 20):
         expected = {pair for pair, gap in gaps.items() if gap >= {1: 3, 4: 2, 20: 1}[count]}
-        assert pairs_of(choose(frame, "ab", select="dominance", per_date=count)) == expected
-    shuffled = choose(frame.sample(frac=1, random_state=1), "ab", select="dominance", per_date=5)
-    pd.testing.assert_frame_equal(shuffled, choose(frame, "ab", select="dominance", per_date=5))
+        assert pairs_of(choose(frame, "ab", select="dominance", per_case=count)) == expected
+    shuffled = choose(frame.sample(frac=1, random_state=1), "ab", select="dominance", per_case=5)
+    pd.testing.assert_frame_equal(shuffled, choose(frame, "ab", select="dominance", per_case=5))
+
+
+def test_backgrounds_of_a_date_are_cases_of_their_own_and_held_out_together() -> None:
+    frame = table(*[LAST] * 4)
+    both = pd.concat([frame, frame.assign(draw=1, candidate="other " + frame["candidate"])])
+    found = choose(both, top=1)
+    assert found[["draw", "winner", "loser"]].drop_duplicates().to_numpy().tolist() == [[0, 3, 0], [1, 3, 0]]
+    kept = found.groupby("time")["held_out"].agg(["size", "any", "all"])
+    assert kept.to_numpy().tolist() == [[2, False, False]] * 3 + [[2, True, True]]
+    other = found[["winner_candidate", "loser_candidate"]].apply(lambda names: names.str.startswith("other"))
+    assert (other.nunique(axis=1) == 1).all()
 
 
 def test_a_date_without_an_intersection_takes_no_part() -> None:
@@ -127,5 +140,5 @@ def test_pairs_depend_on_the_table_and_the_seed_alone() -> None:
 
 
 def test_a_reward_that_is_not_in_the_table() -> None:
-    with pytest.raises(InputError, match="has no b; its columns are time, member, candidate, a"):
+    with pytest.raises(InputError, match="has no b; its columns are time, draw, member, candidate, a"):
         choose(many(), "ab")

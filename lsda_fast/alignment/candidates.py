@@ -1,7 +1,7 @@
 """Candidates: N samples of the prior p(z | z_b) for every background, and their shards on disk.
 
-Noise is keyed by (seed, date, member), and members go through the networks in blocks of fixed places: a date's
-candidates are the same whichever other dates were drawn, before or after an interruption.
+Noise is keyed by (seed of the case, member), and members go through the networks in blocks of fixed places: a case's
+candidates are the same whichever others were drawn, before or after an interruption.
 """
 
 from pathlib import Path
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lsda_fast.alignment.config import CandidatesConfig
-from lsda_fast.alignment.data import date_seed
 from lsda_fast.guidance import Likelihood, ObsFree
 from lsda_fast.package import Package
 from lsda_fast.package.prior import to_latent
@@ -49,7 +48,7 @@ class Candidates(NamedTuple):
 
 
 def draw_candidates(
-    package: Package, background: Tensor, season: Tensor, time: np.datetime64, config: CandidatesConfig, seed: int
+    package: Package, background: Tensor, season: Tensor, config: CandidatesConfig, seed: int
 ) -> Candidates:
     """Samples of the prior for one background.
 
@@ -59,8 +58,7 @@ def draw_candidates(
     background : Tensor, shape (C, H, W)
         Normalised.
     season : Tensor, shape (4,)
-        Calendar of ``time``.
-    time : np.datetime64
+        Its calendar.
     config : CandidatesConfig
     seed : int
     """
@@ -72,6 +70,6 @@ def draw_candidates(
     likelihood = Likelihood(lambda x: x.new_zeros(len(x), 0), nothing, nothing, nothing)
     block = min(config.block, config.members)
     sampler = Sampler(ObsFree(), solver=config.solver, steps=config.steps, block=block)
-    samples = sampler(prior, likelihood, members=config.members, seed=date_seed(seed, time))
+    samples = sampler(prior, likelihood, members=config.members, seed=seed)
     with torch.no_grad():
         return Candidates(to_latent(package, samples.z, z_b), z_b[0], season)

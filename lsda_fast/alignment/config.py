@@ -44,7 +44,7 @@ class PairsConfig(Section):
     select: Literal["intersection", "dominance"] = Field(
         "intersection", description="Pairs of winners and losers of those shares, or the pairs that differ most."
     )
-    per_date: int = Field(24, ge=1, description="Dominance: pairs of a date.")
+    per_case: int = Field(24, ge=1, description="Dominance: pairs of a background.")
     held_out: float = Field(0.15, gt=0, lt=1, description="Share of the dates, the last ones, kept for validation.")
 
 
@@ -96,6 +96,7 @@ class AlignmentConfig(Section):
     rewards: list[str] = Field(["accuracy"], min_length=1, description="What candidates are judged by.")
     period: tuple[str, str] | None = Field(None, description="First and last time; all of the data when not given.")
     dates: int | None = Field(None, ge=2, description="Backgrounds, evenly spread over the period; all when not given.")
+    draws: int = Field(1, ge=1, description="Backgrounds of a date, from different perturbations.")
     perturbation: float | None = Field(
         None,
         ge=0,

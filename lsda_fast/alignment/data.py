@@ -1,6 +1,7 @@
 """The states of an alignment: normalised as the package's, with the dates to align on and what lies before and after.
 
-A background of ``time`` is the package's forecast from a perturbed state one lead earlier, as in training.
+A background of a date is the package's forecast from a perturbed state one lead earlier, as in training; several
+``draws`` of it, from other perturbations, are cases of their own.
 """
 
 import hashlib
@@ -22,13 +23,7 @@ from lsda_fast.training.backgrounds import perturbed_forecast
 from lsda_fast.training.data import fingerprint
 from lsda_fast.training.times import between, in_time_order
 
-__all__ = ["AlignmentStates", "date_seed", "load_states"]
-
-
-def date_seed(seed: int, time: np.datetime64) -> int:
-    """A seed of 64 bits from the run's and the date."""
-    key = f"{seed} {time.astype('datetime64[s]')}".encode()
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
+__all__ = ["AlignmentStates", "load_states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +35,11 @@ class AlignmentStates:
     x : Tensor, shape (T, C, H, W)
     times : pd.DatetimeIndex, length T
     dates : np.ndarray of int
-        Indices of the dates to align on.
+        Of every case, the index of its date.
+    draws : np.ndarray of int
+        Of every case, which of the date's backgrounds it has.
     before, after : np.ndarray of int
-        For each date, the index of the state one lead earlier, and of the one that its forecast is verified with.
+        Of every case, the index of the state one lead earlier, and of the one that its forecast is verified with.
     others : np.ndarray of int
         Indices of the period's states, whose differences perturb.
     hours : float
@@ -53,6 +50,7 @@ class AlignmentStates:
     x: Tensor
     times: pd.DatetimeIndex
     dates: np.ndarray
+    draws: np.ndarray
     before: np.ndarray
     after: np.ndarray
     others: np.ndarray
@@ -60,24 +58,35 @@ class AlignmentStates:
     fingerprint: dict[str, str]
 
     def time(self, i: int) -> np.datetime64:
-        """The i-th date."""
+        """The i-th case's date."""
         return self.times[self.dates[i]].to_datetime64()
 
+    def name(self, i: int) -> str:
+        """The i-th case's, of files."""
+        draw = f"_{self.draws[i]}" if self.draws[i] else ""
+        return f"{pd.Timestamp(self.time(i)):%Y%m%dT%H%M%S}{draw}"
+
+    def seed(self, i: int, seed: int) -> int:
+        """A seed of 64 bits from the run's, the i-th case's date and its draw."""
+        draw = f" {self.draws[i]}" if self.draws[i] else ""
+        key = f"{seed} {self.time(i).astype('datetime64[s]')}{draw}".encode()
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
+
     def season(self, i: int) -> Tensor:
-        """Calendar of the i-th date, (4,)."""
+        """Calendar of the i-th case, (4,)."""
         return torch.from_numpy(calendar(self.times[[self.dates[i]]]))[0]
 
     @torch.no_grad()
     def background(self, i: int, package: Package, scale: float, seed: int) -> Tensor:
-        """The i-th date's background (C, H, W), the same whichever dates are asked for."""
-        first, second = np.random.default_rng(date_seed(seed, self.time(i))).choice(self.others, (2, 1))
+        """The i-th case's background (C, H, W), the same whichever cases are asked for."""
+        first, second = np.random.default_rng(self.seed(i, seed)).choice(self.others, (2, 1))
         source = self.before[[i]]
         season = torch.from_numpy(calendar(self.times[source]))
         model = package.modules["forecaster"]
         return perturbed_forecast(model, self.x, source, (first, second), season, scale, package.device)[0]
 
     def case(self, i: int, package: Package, background: Tensor) -> Case:
-        """What rewards may know of the i-th date."""
+        """What rewards may know of the i-th case."""
         there = package.device
         later = {self.hours: self.x[self.after[i]].to(there)}
         return Case(package, self.time(i), background.to(there), self.x[self.dates[i]].to(there), later)
@@ -102,6 +111,7 @@ def load_states(dataset: xr.Dataset, package: Package, config: AlignmentConfig) 
         )
     if config.dates is not None:
         dates = np.unique(dates[np.linspace(0, len(dates) - 1, config.dates).round().astype(int)])
+    dates, draws = np.repeat(dates, config.draws), np.tile(np.arange(config.draws), len(dates))
     before, after = times.get_indexer(times[dates] - lead), times.get_indexer(times[dates] + later)
     needed = np.unique(np.concatenate([inside, before, after]))
     values = package.layout.to_array(dataset.isel(time=needed))
@@ -110,6 +120,7 @@ def load_states(dataset: xr.Dataset, package: Package, config: AlignmentConfig) 
         package.normalize(values).cpu(),
         times[needed],
         where(dates),
+        draws,
         where(before),
         where(after),
         where(inside),

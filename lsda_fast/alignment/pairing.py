@@ -1,15 +1,15 @@
-"""Preference pairs from a reward table, date by date.
+"""Preference pairs from a reward table, case by case: a case is a background, of a date and a draw.
 
-One reward: a date's winners are its ``top`` best candidates, its losers the ``top`` worst. Several: the winners lie in
-the top ``quantile`` of every reward among the date's candidates, the losers in the bottom one (Align-DA,
-arXiv:2505.22008, section 2). Where that leaves a date without winners or losers, its share is widened by half again
-and again up to ``widest``; a date that has none even then takes no part.
+One reward: a case's winners are its ``top`` best candidates, its losers the ``top`` worst. Several: the winners lie in
+the top ``quantile`` of every reward among the case's candidates, the losers in the bottom one (Align-DA,
+arXiv:2505.22008, section 2). Where that leaves a case without winners or losers, its share is widened by half again
+and again up to ``widest``; a case that has none even then takes no part.
 
-Rewards that hardly agree leave such intersections nearly empty. ``select: dominance`` takes, of all pairs of a date,
-the ``per_date`` ones whose smallest difference of ranks, over the rewards, is widest.
+Rewards that hardly agree leave such intersections nearly empty. ``select: dominance`` takes, of all pairs of a case,
+the ``per_case`` ones whose smallest difference of ranks, over the rewards, is widest.
 
-A pair's winner is better than its loser by every reward, strictly, and no two pairs of a date have the same latents.
-Pairs are dealt out one per date and round, in random order, until there are ``count``: dates with few pairs give what
+A pair's winner is better than its loser by every reward, strictly, and no two pairs of a case have the same latents.
+Pairs are dealt out one per case and round, in random order, until there are ``count``: cases with few pairs give what
 they have.
 """
 
@@ -22,9 +22,10 @@ import pandas as pd
 from lsda_fast.alignment.config import PairsConfig
 from lsda_fast.errors import InputError
 
-__all__ = ["pairs_hash", "select_pairs", "summary"]
+__all__ = ["CASE", "pairs_hash", "select_pairs", "summary"]
 
-COLUMNS = ["time", "winner", "loser", "winner_candidate", "loser_candidate", "share", "held_out"]
+CASE = ["time", "draw"]
+COLUMNS = [*CASE, "winner", "loser", "winner_candidate", "loser_candidate", "share", "held_out"]
 
 
 def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfig, seed: int) -> pd.DataFrame:
@@ -33,7 +34,7 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
     Parameters
     ----------
     table : pd.DataFrame
-        ``time``, ``member``, ``candidate`` and the rewards.
+        ``time``, ``draw``, ``member``, ``candidate`` and the rewards.
     rewards : sequence of str
         The columns that decide.
     config : PairsConfig
@@ -42,8 +43,8 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
     Returns
     -------
     pd.DataFrame
-        ``time``; ``winner`` and ``loser``, members; their SHA-256; ``share``, the top and bottom part of the date's
-        candidates that they come from; ``held_out``.
+        ``time``, ``draw``; ``winner`` and ``loser``, members; their SHA-256; ``share``, the top and bottom part of
+        the case's candidates that they come from; ``held_out``.
 
     Raises
     ------
@@ -55,11 +56,12 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
         raise InputError(f"the reward table has no {', '.join(absent)}; its columns are {', '.join(table.columns)}")
     times = np.sort(table["time"].unique())
     held = times[len(times) - min(len(times) - 1, max(1, round(config.held_out * len(times)))) :]
-    by_date = {time: _date_pairs(rows, rewards, config) for time, rows in table.groupby("time")}
+    by_case = {key: _case_pairs(rows, rewards, config) for key, rows in table.groupby(CASE)}
     parts = []
     for is_held, dates in ((False, np.setdiff1d(times, held)), (True, held)):
         count = config.count if not is_held else max(1, round(config.count * config.held_out / (1 - config.held_out)))
-        found = _dealt([by_date[pd.Timestamp(time)] for time in dates], count, np.random.default_rng([seed, is_held]))
+        mine = [pairs for (time, _), pairs in by_case.items() if np.isin(time.to_datetime64(), dates)]
+        found = _dealt(mine, count, np.random.default_rng([seed, is_held]))
         if found.empty:
             kind = "validate with" if is_held else "train on"
             raise InputError(
@@ -70,8 +72,8 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
 
-def _date_pairs(rows: pd.DataFrame, rewards: Sequence[str], config: PairsConfig) -> pd.DataFrame:
-    """All pairs of one date, each once."""
+def _case_pairs(rows: pd.DataFrame, rewards: Sequence[str], config: PairsConfig) -> pd.DataFrame:
+    """All pairs of one case, each once."""
     # Equal rewards in the order of the latents' hashes, so that the order of the rows does not matter.
     rows = rows.sort_values("candidate", kind="stable")
     values = rows[list(rewards)].to_numpy(float)
@@ -81,7 +83,7 @@ def _date_pairs(rows: pd.DataFrame, rewards: Sequence[str], config: PairsConfig)
     member, candidate = rows["member"].to_numpy(), rows["candidate"].to_numpy()
     found = pd.DataFrame(
         {
-            "time": np.full(better.sum(), rows["time"].iloc[0]),
+            **{name: np.full(better.sum(), rows[name].iloc[0]) for name in CASE},
             "winner": member[w[better]],
             "loser": member[l[better]],
             "winner_candidate": candidate[w[better]],
@@ -110,25 +112,25 @@ def _intersection(rank: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np
 def _dominant(rank: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np.ndarray, float]:
     """Winners and losers with the widest smallest difference of ranks, from all candidates."""
     gap = (rank[:, None] - rank[None]).min(-1)
-    widest = np.argsort(-gap, axis=None, kind="stable")[: config.per_date]
+    widest = np.argsort(-gap, axis=None, kind="stable")[: config.per_case]
     w, l = np.unravel_index(widest[gap.ravel()[widest] > 0], gap.shape)
     return w, l, 1.0
 
 
-def _dealt(dates: list[pd.DataFrame], count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """One pair per date and round until there are ``count``, in the order of dates and members."""
-    shuffled = [pairs.iloc[rng.permutation(len(pairs))].assign(round=range(len(pairs))) for pairs in dates]
-    if not dates:
+def _dealt(cases: list[pd.DataFrame], count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """One pair per case and round until there are ``count``, in the order of cases and members."""
+    shuffled = [pairs.iloc[rng.permutation(len(pairs))].assign(round=range(len(pairs))) for pairs in cases]
+    if not cases:
         return pd.DataFrame()
     deck = pd.concat(shuffled, ignore_index=True).assign(lot=lambda d: rng.random(len(d)))
     dealt = deck.sort_values(["round", "lot"]).head(count)
-    return dealt.sort_values(["time", "winner", "loser"]).drop(columns=["round", "lot"])
+    return dealt.sort_values([*CASE, "winner", "loser"]).drop(columns=["round", "lot"])
 
 
 def pairs_hash(pairs: pd.DataFrame) -> str:
-    """SHA-256 of the pairs: dates, members, latents and which are held out."""
+    """SHA-256 of the pairs: dates, draws, members, latents and which are held out."""
     times = pairs["time"].to_numpy("datetime64[s]").astype(str)
-    rest = pairs[["winner", "loser", "winner_candidate", "loser_candidate", "held_out"]].astype(str).to_numpy()
+    rest = pairs[["draw", "winner", "loser", "winner_candidate", "loser_candidate", "held_out"]].astype(str).to_numpy()
     lines = (f"{time} {' '.join(row)}\n" for time, row in zip(times, rest))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -136,7 +138,7 @@ def pairs_hash(pairs: pd.DataFrame) -> str:
 def summary(pairs: pd.DataFrame, table: pd.DataFrame, config: PairsConfig, several: bool) -> dict[str, object]:
     """How many pairs and dates, for provenance."""
     train, dates = pairs[~pairs["held_out"]], table["time"].nunique()
-    widened = pairs.groupby("time")["share"].first() > config.quantile
+    widened = pairs.groupby(CASE)["share"].first() > config.quantile
     return {
         "sha256": pairs_hash(pairs),
         "train": len(train),
@@ -144,5 +146,5 @@ def summary(pairs: pd.DataFrame, table: pd.DataFrame, config: PairsConfig, sever
         "held_out": len(pairs) - len(train),
         "dates": int(dates),
         "dates_without_pairs": int(dates - pairs["time"].nunique()),
-        "dates_widened": int(widened.sum()) if several and config.select == "intersection" else 0,
+        "cases_widened": int(widened.sum()) if several and config.select == "intersection" else 0,
     }

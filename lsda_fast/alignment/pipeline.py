@@ -20,7 +20,7 @@ from lsda_fast.alignment.candidates import Candidates, draw_candidates
 from lsda_fast.alignment.config import AlignmentConfig
 from lsda_fast.alignment.data import AlignmentStates, load_states
 from lsda_fast.alignment.losses import PairLatents
-from lsda_fast.alignment.pairing import select_pairs, summary
+from lsda_fast.alignment.pairing import CASE, select_pairs, summary
 from lsda_fast.alignment.rewards import Reward, rewards_of
 from lsda_fast.alignment.sharing import take_candidates
 from lsda_fast.alignment.table import judge, read_table
@@ -108,7 +108,7 @@ class _Run:
     ) -> None:
         self.parent, self.digest, self.states, self.rewards = parent, digest, states, rewards
         self.work, self.config = work, config
-        self.names = [f"{pd.Timestamp(states.time(i)):%Y%m%dT%H%M%S}" for i in range(len(states.dates))]
+        self.names = [states.name(i) for i in range(len(states.dates))]
 
     def package(self, output: str | Path) -> Package:
         """Run what is not done yet, and save the package."""
@@ -155,7 +155,9 @@ class _Run:
             nonlocal seconds, drawn
             begin = clock.perf_counter()
             x_b, time = load_file(backgrounds[i])["x"], self.states.time(i)
-            drawn_now = draw_candidates(self.parent, x_b, self.states.season(i), time, c, self.config.seed)
+            drawn_now = draw_candidates(
+                self.parent, x_b, self.states.season(i), c, self.states.seed(i, self.config.seed)
+            )
             seconds, drawn = seconds + clock.perf_counter() - begin, drawn + len(drawn_now.z)
             drawn_now.save(path, time)
 
@@ -168,7 +170,7 @@ class _Run:
 
     def _rewards(self, i: int, backgrounds: Sequence[Path], candidates: Sequence[Path], path: Path) -> None:
         case = self.states.case(i, self.parent, load_file(backgrounds[i])["x"])
-        judge(Candidates.load(candidates[i]), case, self.rewards).to_parquet(path, index=False)
+        judge(Candidates.load(candidates[i]), case, self.rewards, self.states.draws[i]).to_parquet(path, index=False)
 
     def _pairs(self, table: pd.DataFrame, columns: Sequence[str]) -> Path:
         """The table of pairs."""
@@ -180,10 +182,10 @@ class _Run:
 
     def _latents(self, pairs: pd.DataFrame, candidates: Sequence[Path]) -> PairLatents:
         """The pairs' latents, in the denoiser's variable."""
-        shards = dict(zip(self.states.times[self.states.dates], candidates))
+        shards = dict(zip(zip(self.states.times[self.states.dates], self.states.draws), candidates))
         parts = []
-        for time, rows in pairs.groupby("time"):
-            shard = Candidates.load(shards[pd.Timestamp(time)])  # type: ignore[arg-type]
+        for key, rows in pairs.groupby(CASE):
+            shard = Candidates.load(shards[key])  # type: ignore[index]
             device, n = self.parent.device, len(rows)
             z_b = shard.background[None]
             with torch.no_grad():

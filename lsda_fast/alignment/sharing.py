@@ -12,7 +12,7 @@ from lsda_fast.errors import InputError
 
 __all__ = ["take_candidates"]
 
-DECISIVE = ("period", "dates", "perturbation", "seed", "candidates")
+DECISIVE = ("period", "dates", "draws", "perturbation", "seed", "candidates")
 
 
 def take_candidates(source: Path, folder: Path, config: AlignmentConfig, fingerprint: Mapping[str, str]) -> None:

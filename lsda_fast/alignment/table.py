@@ -1,4 +1,4 @@
-"""The reward table: one row per candidate, with its date, member, SHA-256 and rewards; one Parquet file per date."""
+"""The reward table: one row per candidate, with its case, member, SHA-256 and rewards; one Parquet file per case."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ __all__ = ["judge", "read_table"]
 
 
 @torch.no_grad()
-def judge(candidates: Candidates, case: Case, rewards: Sequence[Reward]) -> pd.DataFrame:
-    """The rows of one date: ``time``, ``member``, ``candidate`` (SHA-256 of its latent), and a column per reward.
+def judge(candidates: Candidates, case: Case, rewards: Sequence[Reward], draw: int = 0) -> pd.DataFrame:
+    """The rows of one case: ``time``, ``draw``, ``member``, ``candidate`` (SHA-256 of its latent), a column per reward.
 
     Raises
     ------
@@ -32,6 +32,7 @@ def judge(candidates: Candidates, case: Case, rewards: Sequence[Reward]) -> pd.D
     rows = pd.DataFrame(
         {
             "time": np.full(len(x), case.time.astype("datetime64[ns]")),
+            "draw": draw,
             "member": np.arange(len(x)),
             "candidate": [hashlib.sha256(latent.numpy().tobytes()).hexdigest() for latent in candidates.z],
         }
@@ -49,5 +50,5 @@ def _checked(values: Tensor, name: str, case: Case) -> np.ndarray:
 
 
 def read_table(parts: Sequence[Path]) -> pd.DataFrame:
-    """All dates' rows, in the order of the files."""
+    """All cases' rows, in the order of the files."""
     return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
