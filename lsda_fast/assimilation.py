@@ -188,7 +188,7 @@ class Assimilation:
             raise NoObservationsError(
                 f"none of {len(reasons) + len(observations.rejected)} observations can be used{detail}"
             )
-        error = np.tile(package.reconstruction_error, operator.shape[0] // package.layout.shape[0])
+        error = np.tile(package.errors, operator.shape[0] // package.layout.shape[0])
         likelihood = likelihood_of(
             operator,
             error=error if self.representativeness else None,

@@ -1,7 +1,7 @@
 """The likelihood of what an operator observed: R, and the unit of SDA's gamma.
 
 R is each observation's own error variance plus the autoencoder's reconstruction error, carried to it through its
-stencil: otherwise the guidance chases what the decoder cannot draw.
+stencil, as that of a point or of a mean over cells: otherwise the guidance chases what the decoder cannot draw.
 """
 
 from typing import Any
@@ -30,8 +30,9 @@ def likelihood_of(
     Parameters
     ----------
     operator : StencilOperator
-    error : np.ndarray, shape (C,), optional
-        Normalised RMSE of the autoencoder, per channel of the operator's state; none when not given.
+    error : np.ndarray, shape (C,) or (B, C), optional
+        Normalised RMSE of the autoencoder, per channel of the operator's state, as for ``representativeness``; none
+        when not given.
     robust : Huber or VariationalQC, optional
     device, dtype
         Where it is wanted.

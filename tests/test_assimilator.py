@@ -160,6 +160,15 @@ def test_representativeness_is_a_part_of_R(error: float) -> None:
         assert row["O-A"] / row["O-B"] == pytest.approx(R / (R + B), rel=2e-3)
 
 
+def test_the_errors_of_means_leave_analyses_of_points_as_they_are() -> None:
+    error = np.full(3, 0.3, np.float32)
+    one, two = (
+        analysed(table(4), linear_package(reconstruction_error=error, block_errors=blocks))
+        for blocks in ((), (error / 2, error / 4))
+    )
+    xr.testing.assert_equal(one.analysis, two.analysis)
+
+
 def test_defaults_of_std_are_in_the_channels_units_and_yield_to_the_tables() -> None:
     frame = table(4)
     result = analysed(frame.assign(std=[np.nan] * 9 + [50.0, 0.5, 70.0]))

@@ -56,10 +56,11 @@ def test_modalities_and_window_come_back_from_disk(package: Package, tmp_path: P
 def test_a_manifest_of_before_has_none(package: Package, tmp_path: Path) -> None:
     file = package.save(tmp_path / "package") / "manifest.json"
     manifest = json.loads(file.read_text())
-    del manifest["modalities"], manifest["window"]
+    del manifest["modalities"], manifest["window"], manifest["block_errors"]
     file.write_text(json.dumps(manifest))
     loaded = Package.load(file.parent)
-    assert (loaded.modalities, loaded.window) == ((), None)
+    assert (loaded.modalities, loaded.window, loaded.block_errors) == ((), None, ())
+    np.testing.assert_array_equal(loaded.errors, package.reconstruction_error[None])
 
 
 def test_inspect_shows_them(package: Package) -> None:

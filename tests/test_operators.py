@@ -221,13 +221,15 @@ def test_spread_of_one_observation_takes_its_value_even_over_the_pole():
     torch.testing.assert_close(H(x + H.spread(y - H(x))), y, **TIGHT)
 
 
-def test_representativeness_is_the_channel_error_in_physical_units():
+@pytest.mark.parametrize("rows", [1, 3])
+def test_representativeness_of_points_is_the_channel_error_in_physical_units(rows):
     H = stations(table([50.0, 52.0], [0.0, 1.0], level=[850.0, 652.0]))
     error = torch.linspace(0.1, 0.6, 6, dtype=F64)
     share = np.log(850 / 652) / np.log(850 / 500)
     upper, lower = (0.4 * 7.0) ** 2, (0.3 * 8.0) ** 2
     expected = torch.tensor([lower, share * upper + (1 - share) * lower], dtype=F64)
-    torch.testing.assert_close(H.representativeness(error), expected, **TIGHT)
+    table_of_blocks = error / 2.0 ** torch.arange(rows, dtype=F64)[:, None]
+    torch.testing.assert_close(H.representativeness(table_of_blocks), expected, **TIGHT)
 
 
 @pytest.mark.parametrize("kind", ["dense", "torch dense", "coo", "csr", "scipy"])

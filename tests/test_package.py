@@ -77,6 +77,7 @@ def trained(latents: int = 24, **changes: Any) -> Package:
         },
         "architectures": specifications,
         "reconstruction_error": np.array([0.1, 0.2, 1.0 / 3.0], np.float32),
+        "block_errors": (np.array([0.1, 0.1, 1.0 / 7.0], np.float32), np.array([0.1, 0.0, 0.1], np.float32)),
         "observation_std": {"z500": 100.0, "t850": 1.0, "msl": 0.1},
         "provenance": {"train": ["2000", "2001"], "note": "ü"},
     }
@@ -114,6 +115,7 @@ def test_round_trip_is_the_same_to_the_bit(tmp_path: Path) -> None:
     loaded = Package.load(package.save(tmp_path / "deep" / "package"))
     assert loaded.manifest() == package.manifest()
     assert loaded.layout == package.layout
+    np.testing.assert_array_equal(loaded.errors, [package.reconstruction_error, *package.block_errors])
     for name, module in package.modules.items():
         weights = loaded.modules[name].state_dict()
         assert all(torch.equal(weights[key], value) for key, value in module.state_dict().items())
@@ -178,6 +180,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not JSON": (lambda p: (p / "manifest.json").write_text("{"), "not JSON"),
     "a list": (lambda p: (p / "manifest.json").write_text("[]"), "format 'list'; accepted is 1"),
     "other format": (manifest(lambda m: m.update(format=2)), "format 2; accepted is 1"),
+    "block errors of words": (manifest(lambda m: m.update(block_errors=["x"])), "not understood"),
     "missing key": (manifest(lambda m: m.pop("schedule")), "without schedule"),
     "unknown module": (manifest(lambda m: m["architectures"].update(virus={"name": "x", "settings": {}})), "'virus'"),
     "unknown architecture": (
@@ -283,6 +286,7 @@ def test_saving_replaces_packages_and_nothing_else(tmp_path: Path) -> None:
     [
         ({"prediction": "noise"}, "prediction 'noise' is unknown"),
         ({"reconstruction_error": np.zeros(2)}, r"shape \(2,\); accepted is \(3,\)"),
+        ({"block_errors": (np.zeros(3), np.zeros(1))}, r"block_errors has shape \(1,\); accepted is \(3,\)"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

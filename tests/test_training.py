@@ -4,6 +4,7 @@ import json
 import shutil
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lsda_fast.models import AUTOENCODERS, FullWhitening, ZonalWhitening, build
 from lsda_fast.package import Package
 from lsda_fast.training import TrainingConfig, train
 from lsda_fast.training.architectures import autoencoder_architecture, forecaster_architecture
+from lsda_fast.training.autoencoder import reconstruction
 from lsda_fast.training.config import PRESETS, DenoiserConfig, Optimization, load_config
 from lsda_fast.training.data import calendar, load_states
 from lsda_fast.training.loop import Log, fit
@@ -134,9 +136,40 @@ def test_tiny_region_from_states_to_package(tmp_path: Path) -> None:
     x = states.x[states.validation]
     error = (package.autoencoder.decode(package.autoencoder.encode(x)) - x).square().mean((0, 2, 3)).sqrt()
     np.testing.assert_allclose(package.reconstruction_error, error, rtol=1e-5)
+    assert loaded.errors.shape == (3, 3)
+    np.testing.assert_array_equal(loaded.errors, package.errors)
     assert package.observation_std == pytest.approx(
         {name: 0.1 * float(s) for name, s in zip(package.layout.names, package.normalization.std)}
     )
+
+
+class Lossy(nn.Module):
+    """An autoencoder that adds known errors."""
+
+    def __init__(self, errors: Tensor) -> None:
+        super().__init__()
+        self.errors, self.shape = errors, tuple(errors.shape[1:])
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x.nan_to_num() + self.errors
+
+
+def test_reconstruction_errors_of_means() -> None:
+    """White ones, some that are the same everywhere, and white ones of a state that is known in few whole blocks."""
+    errors = torch.randn(64, 3, 17, 32, generator=torch.Generator().manual_seed(0))
+    errors[:, 1] = errors[:, 1, :1, :1]
+    x = torch.zeros_like(errors)
+    x[:, 2, ::4, ::4] = torch.nan
+    states: Any = SimpleNamespace(x=x, validation=np.arange(len(x)), modalities=())
+    found, scores = reconstruction(Lossy(errors), states, torch.device("cpu"))
+    white = 1.0 / np.array([1, 2, 4, 8])
+    np.testing.assert_allclose(found[:, 0], white, rtol=0.05)
+    np.testing.assert_allclose(found[:, 1], found[0, 1], rtol=1e-5)
+    np.testing.assert_allclose(found[:, 2], white[[0, 1, 1, 1]], rtol=0.05)
+    assert scores["reconstruction_rmse"] == pytest.approx(np.sqrt(np.mean(found[0] ** 2)))
 
 
 def test_small_globe_from_states_to_package(globe: tuple[Path, Package]) -> None:

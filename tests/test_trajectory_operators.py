@@ -7,7 +7,7 @@ import torch
 
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
-from lsda_fast.observations import Observations
+from lsda_fast.observations import ObservationOperator, Observations
 from lsda_fast.observations.averages import blocks, field_averages, layer_rows, layer_weights, observing
 from lsda_fast.observations.trajectory import at_times, every, trajectory_stations
 
@@ -127,6 +127,37 @@ def test_a_layer_average_integrates_a_profile_linear_between_the_levels(profile,
     assert layer_weights(LEVELS, *layer, profile=profile).sum() == pytest.approx(1.0)
 
 
+def averaged(factor):
+    """Means of two channels over factor x factor cells, at two times, as analyses see them beside other operators."""
+    one = at_times(field_averages(LAYOUT.shape, NORMALIZATION, blocks((H, W), factor), [1, 4], dtype=F64), [0, 3], 4)
+    return ObservationOperator.stack(one, observing(one, np.zeros(one.size), 1.0)).padded(lambda n: n + 1)
+
+
+# The variance of a mean of 9 cells, linear in log n from that of 4 to that of 16; of 49, that of the largest known.
+WAY = np.log(9 / 4) / np.log(4)
+
+
+@pytest.mark.parametrize(
+    ("factor", "part"), [(1, 1.0), (2, 1 / 4), (3, (1 - WAY) / 4 + WAY / 16), (4, 1 / 16), (7, 1 / 16)]
+)
+def test_white_errors_count_less_in_means_and_constant_ones_do_not(factor, part):
+    op = averaged(factor)
+    white = np.array([[1.0], [1 / 2], [1 / 4]]) * np.linspace(0.1, 0.5, C)
+    first = [0, op.size - 1 - len(blocks((H, W), factor).cells)]
+    for errors, share in ((white, part), (np.tile(white[0], (3, 1)), 1.0), (white[0], 1.0)):
+        variance = op.representativeness(torch.from_numpy(np.tile(errors, 4)))
+        expected = share * np.array([0.2 * 8.0, 0.5 * 30.0]) ** 2
+        np.testing.assert_allclose(variance[first], expected, rtol=1e-12)
+        assert variance[-1] == 0
+
+
+def test_unequal_cells_and_those_at_the_edge_are_fewer():
+    op = field_averages(LAYOUT.shape, NORMALIZATION, blocks((H, W), 4, LAYOUT.grid.area_weights), [0], dtype=F64)
+    counted = np.array([16.0, 16.0, 8.0, 12.0, 12.0, 6.0])
+    assert (op.cells.numpy() < counted).all()
+    np.testing.assert_allclose(op.cells, counted, rtol=0.03)
+
+
 def test_layer_averages_of_coarse_cells():
     row = layer_rows(LAYOUT, "t", 300.0, 700.0)
     op = field_averages(LAYOUT.shape, NORMALIZATION, blocks((H, W), 5), row, dtype=F64)
@@ -135,6 +166,11 @@ def test_layer_averages_of_coarse_cells():
     assert op.size == 4
     assert op(x)[0, 0].item() == pytest.approx(mean[:5, :5].mean())
     assert 4 not in op.channel
+    # The errors of its levels are taken for the same.
+    points = field_averages(LAYOUT.shape, NORMALIZATION, blocks((H, W), 1), row, dtype=F64)
+    error = torch.ones(C, dtype=F64)
+    halved = op.representativeness(torch.stack([error, error / 2, error / 2]))
+    torch.testing.assert_close(halved, points.representativeness(error)[:4] / 4, **TIGHT)
     with pytest.raises(InputError, match="variable 'olr' has 0 levels"):
         layer_rows(LAYOUT, "olr", 300.0, 700.0)
     with pytest.raises(InputError, match=r"layer 700\.\.300 hPa"):

@@ -187,7 +187,7 @@ def _physical(package: Package, channels: list[int], truth: Truth, degradation: 
     """Degraded fields, seen through the decoder."""
     area = package.layout.grid.area_weights
     operator = degradation(truth.states, package.normalization, seed=seed, area=area, channels=channels)
-    error = np.tile(package.reconstruction_error, len(truth.times))
+    error = np.tile(package.errors, len(truth.times))
     return likelihood_of(operator, error=error, device=package.device, dtype=package.dtype)
 
 

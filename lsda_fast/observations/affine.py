@@ -3,7 +3,8 @@
 y_p = offset_p + sum_k weight_pk x[index_pk], with weight_pk = interpolation_pk scale_pk: the interpolation is the share
 of a point in its observation, the scale what one unit of the normalised channel is worth in the observation's units
 (the channel's standard deviation), and offset_p = sum_k interpolation_pk mean_pk. From this follow the tangent, its
-adjoint, Cressman's increment (1959), and the variance that an error of the state brings.
+adjoint, Cressman's increment (1959), and the variance that an error of the state brings: of a mean over n cells less
+than of one cell, as far as the errors in a block are known.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class SparseAffine:
     shape : tuple (C, H, W)
     interpolation : Tensor, shape (P, K), optional
         The share in [0, 1] that a point has in its observation; from the weights when not given.
+    cells : Tensor, shape (P,), optional
+        Over how many cells of the grid an observation is a mean; 1, points, when not given.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SparseAffine:
         shape: tuple[int, int, int],
         *,
         interpolation: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> None:
         self.index, self.weight, self.offset, self.shape = index, weight, offset, shape
         self.round_up: Callable[[int], int] | None = None
@@ -55,6 +59,7 @@ class SparseAffine:
             share = weight.abs()
             interpolation = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         self.interpolation = interpolation
+        self.cells = torch.ones_like(offset) if cells is None else cells
 
     @classmethod
     def of_physical(
@@ -94,6 +99,7 @@ class SparseAffine:
             torch.cat([a.offset for a in maps]),
             maps[0].shape,
             interpolation=padded([a.interpolation for a in maps]),
+            cells=torch.cat([a.cells for a in maps]),
             **rest,
         )
 
@@ -101,8 +107,8 @@ class SparseAffine:
         """The same map elsewhere, or in another precision."""
         moved = copy(self)
         moved.index = self.index.to(device)
-        moved.weight, moved.offset, moved.interpolation = (
-            t.to(device=device, dtype=dtype) for t in (self.weight, self.offset, self.interpolation)
+        moved.weight, moved.offset, moved.interpolation, moved.cells = (
+            t.to(device=device, dtype=dtype) for t in (self.weight, self.offset, self.interpolation, self.cells)
         )
         return moved
 
@@ -115,6 +121,7 @@ class SparseAffine:
         filled.weight, filled.offset, filled.interpolation = (
             torch.cat([t, t.new_zeros(more, *t.shape[1:])]) for t in (self.weight, self.offset, self.interpolation)
         )
+        filled.cells = torch.cat([self.cells, self.cells.new_ones(more)])
         return filled
 
     @property
@@ -161,8 +168,23 @@ class SparseAffine:
         return mean.reshape(len(residual), *self.shape)
 
     def representativeness(self, error: Tensor) -> Tensor:
-        """Variance (P,), physical units squared, of a normalised state error of RMSE ``error`` (C,)."""
-        return (self.interpolation * (error[self.channel] * self.scale).square()).sum(-1)
+        """Variance (P,), physical units squared, that a normalised error of the state brings.
+
+        Parameters
+        ----------
+        error : Tensor, shape (C,) or (B, C)
+            RMSE of the channels, in row i of their means over blocks of 2^i x 2^i cells. A mean over n cells takes
+            the variance linearly in log n between the rows, and the last row's beyond. From one row alone it takes
+            that of a point, an upper bound, as of errors that are the same all over the block. The errors of several
+            channels or states in one observation are always taken so.
+        """
+        rows = torch.atleast_2d(error)
+        place = (0.5 * self.cells.log2()).clamp(0, len(rows) - 1)[:, None]
+        below = place.floor().long()
+        fewer, more = (
+            (rows[row, self.channel] * self.scale).square() for row in (below, (below + 1).clamp(max=len(rows) - 1))
+        )
+        return (self.interpolation * torch.lerp(fewer, more, (place - below).to(fewer))).sum(-1)
 
     def _scatter(self, points: Tensor) -> Tensor:
         """Sum (M, P, K) into the flattened state (M, C*H*W)."""

@@ -14,6 +14,9 @@ Layer averages, what a sounder of a broad layer sees: the mean over mass between
 of the profile that is linear in log pressure (as stations interpolate; or in pressure) between the levels: exact for
 any such profile.
 
+A row is a mean over n_q = 1 / sum_k B_qk^2 cells, by which an error of the state counts less (``representativeness``).
+Over the channels of V nothing is taken off: errors of neighbouring levels are alike.
+
 NaN in an observed field is not observed, and counted with a reason (``observing``).
 """
 
@@ -175,6 +178,7 @@ def field_averages(
         moments(normalization, shape),
         shape,
         interpolation=np.abs(coefficient) / np.where(total > 0, total, 1.0),
+        cells=torch.from_numpy(np.tile(1.0 / np.square(cells.weights).sum(1), R)).to(dtype),
         dtype=dtype,
     )
 
@@ -208,6 +212,7 @@ def observing(operator: StencilOperator, values: Any, std: Any) -> StencilOperat
         operator.offset[rows],
         operator.shape,
         interpolation=operator.interpolation[rows],
+        cells=operator.cells[rows],
         used=used,
         reasons=np.where(used, "", MISSING).astype(object),
         observation=np.flatnonzero(used),

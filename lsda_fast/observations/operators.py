@@ -171,6 +171,8 @@ class StencilOperator(SparseAffine, ObservationOperator):
     shape : tuple (C, H, W)
     interpolation : Tensor, shape (P, K), optional
         The share in [0, 1] that a point has in its observation; from the weights when not given.
+    cells : Tensor, shape (P,), optional
+        Over how many cells of the grid an observation is a mean; 1, points, when not given.
     used, reasons : numpy.ndarray, shape (rows,), optional
         Which rows of the table are here, and why not, "" when used.
     observation, values, std : numpy.ndarray, shape (P,), optional
@@ -185,13 +187,14 @@ class StencilOperator(SparseAffine, ObservationOperator):
         shape: tuple[int, int, int],
         *,
         interpolation: Tensor | None = None,
+        cells: Tensor | None = None,
         used: np.ndarray | None = None,
         reasons: np.ndarray | None = None,
         observation: np.ndarray | None = None,
         values: np.ndarray | None = None,
         std: np.ndarray | None = None,
     ) -> None:
-        super().__init__(index, weight, offset, shape, interpolation=interpolation)
+        super().__init__(index, weight, offset, shape, interpolation=interpolation, cells=cells)
         P = self.size
         self.used = np.ones(P, dtype=bool) if used is None else used
         self.reasons = np.full(P, "", dtype=object) if reasons is None else reasons

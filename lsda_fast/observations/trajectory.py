@@ -122,6 +122,7 @@ def at_times(operator: StencilOperator, states: Sequence[int], length: int) -> S
         operator.offset.repeat(n),
         (length * C, H, W),
         interpolation=operator.interpolation.repeat(n, 1),
+        cells=operator.cells.repeat(n),
     )
 
 

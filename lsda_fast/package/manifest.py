@@ -34,6 +34,7 @@ def manifest_of(package: "Package") -> dict[str, Any]:
         "lead_hours": package.lead_hours,
         "architectures": {name: {"name": a.name, "settings": a.settings} for name, a in specs.items()},
         "reconstruction_error": [float(e) for e in package.reconstruction_error],
+        "block_errors": [[float(e) for e in errors] for errors in package.block_errors],
         "observation_std": package.observation_std,
         "provenance": package.provenance,
         "modalities": [modality.to_dict() for modality in package.modalities],
@@ -62,7 +63,8 @@ def parts_of(manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
             "lead_hours": float(manifest["lead_hours"]),
             "whitened": bool(manifest["whitened"]),
             "provenance": dict(manifest["provenance"]),
-            # Packages of before have neither.
+            # Packages of before have none of these.
+            "block_errors": tuple(np.array(errors, np.float32) for errors in manifest.get("block_errors", [])),
             "modalities": tuple(Modality.from_dict(modality) for modality in manifest.get("modalities", [])),
             "window": Window(**manifest["window"]) if manifest.get("window") else None,
         }

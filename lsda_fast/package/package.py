@@ -58,6 +58,9 @@ class Package:
         What the encoder takes; none where it takes whole states alone.
     window : Window, optional
         What the denoiser of windows was trained on.
+    block_errors : tuple of np.ndarray, shape (C,)
+        The reconstruction error of means over blocks of 2 x 2, 4 x 4, 8 x 8, ... cells. Beyond the last one known,
+        and so of every mean where none is, means are given the last one's error: an upper bound.
     """
 
     layout: StateLayout
@@ -73,15 +76,18 @@ class Package:
     provenance: dict[str, Any] = field(default_factory=dict)
     modalities: tuple[Modality, ...] = ()
     window: Window | None = None
+    block_errors: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
         C = self.layout.shape[0]
-        if np.shape(self.reconstruction_error) != (C,):
-            raise InputError(
-                f"reconstruction_error has shape {np.shape(self.reconstruction_error)}; "
-                f"accepted is ({C},), one per channel"
-            )
+        for name, errors in (
+            ("reconstruction_error", [self.reconstruction_error]),
+            ("block_errors", self.block_errors),
+        ):
+            for error in errors:
+                if np.shape(error) != (C,):
+                    raise InputError(f"{name} has shape {np.shape(error)}; accepted is ({C},), one per channel")
         check_modalities(self.modalities, self.layout)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
@@ -148,6 +154,11 @@ class Package:
     def autoencoder(self) -> Any:
         """The autoencoder."""
         return self.modules["autoencoder"]
+
+    @property
+    def errors(self) -> np.ndarray:
+        """The reconstruction error (B, C) of means over blocks of 1, 2, 4, ... cells to the side, as far as known."""
+        return np.stack([self.reconstruction_error, *self.block_errors])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,11 +4,13 @@ A multimodal one sees its modalities with gaps (``training.gaps``) and is held t
 not shown too: with squared errors it learns the conditional mean of the state given what is there.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from lsda_fast.models import AUTOENCODERS
 from lsda_fast.package import Architecture
@@ -73,13 +75,16 @@ def latents(module: Any, states: States, device: torch.device, *, batch: int = 6
 
 @torch.no_grad()
 def reconstruction(module: Any, states: States, device: torch.device) -> tuple[np.ndarray, dict[str, float]]:
-    """RMSE per channel in the validation period where they are known, and scores: all channels', with and without.
+    """RMSE in the validation period where states are known, and scores: all channels', with and without.
 
+    Row i of the RMSE (B, C) is that of means over blocks of 2^i x 2^i cells, up to half the grid's shorter side.
     ``reconstruction_rmse_without_olr`` is that of the state's channels when olr is missing from the input,
     ``reconstruction_rmse_state`` when nothing is.
     """
     fields = inputs(module, states, states.validation)
-    error = _rmse(module, fields, fields, device)
+    sizes = [2**i for i in range(max(1, (min(module.shape[1:]) // 2).bit_length()))]
+    errors = _rmse(module, fields, fields, device, sizes)
+    error = errors[0]
     scores = {"reconstruction_rmse": _mean(error)}
     if states.modalities:
         groups = module.inputs.places
@@ -88,19 +93,26 @@ def reconstruction(module: Any, states: States, device: torch.device) -> tuple[n
         for name in groups:
             without = fields.clone()
             without[:, groups[name]] = torch.nan
-            scores[f"reconstruction_rmse_without_{name}"] = _mean(_rmse(module, without, fields, device)[own])
-    return error, scores
+            scores[f"reconstruction_rmse_without_{name}"] = _mean(_rmse(module, without, fields, device)[0, own])
+    return errors, scores
 
 
-def _rmse(module: Any, given: Tensor, fields: Tensor, device: torch.device, batch: int = 64) -> np.ndarray:
-    total, count = torch.zeros(2, module.shape[0], dtype=torch.float64)
+def _rmse(
+    module: Any, given: Tensor, fields: Tensor, device: torch.device, sizes: Sequence[int] = (1,), batch: int = 64
+) -> np.ndarray:
+    """RMSE (B, C) of means over blocks of b x b cells, for every b; where no whole block is known, the b's before."""
+    total, count = torch.zeros(2, len(sizes), module.shape[0], dtype=torch.float64)
     for part, truth in zip(given.split(batch), fields.split(batch)):
         target = truth[:, : module.shape[0]]
-        known = ~target.isnan()
         error = module.decode(encoded(module, part.to(device))).cpu() - target
-        total += torch.where(known, error, 0).square().sum((0, 2, 3), dtype=torch.float64)
-        count += known.sum((0, 2, 3))
-    return (total / count).sqrt().float().numpy()
+        for i, b in enumerate(sizes):
+            known = ~avg_pool2d(target, b).isnan()
+            total[i] += torch.where(known, avg_pool2d(error, b), 0).square().sum((0, 2, 3), dtype=torch.float64)
+            count[i] += known.sum((0, 2, 3))
+    errors = (total / count).sqrt()
+    for i in range(1, len(sizes)):
+        errors[i] = torch.where(count[i] > 0, errors[i], errors[i - 1])
+    return errors.float().numpy()
 
 
 def _mean(error: np.ndarray) -> float:

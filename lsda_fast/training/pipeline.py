@@ -76,7 +76,7 @@ class _Run:
         config, states = self.config, self.states
         autoencoder, spec = train_autoencoder(states, config, self.work)
         made = (window_prior if config.window else background_prior)(states, autoencoder, config, self.work)
-        error, scores = reconstruction(autoencoder, states, self.device)
+        errors, scores = reconstruction(autoencoder, states, self.device)
         self.scores |= made.scores | scores
         package = Package(
             states.layout,
@@ -85,13 +85,14 @@ class _Run:
             config.window.prediction if config.window else config.denoiser.prediction,
             {"autoencoder": autoencoder, **made.modules},
             {"autoencoder": spec, **made.architectures},
-            error,
+            errors[0],
             self._observation_std(),
             config.lead_hours,
             config.whitening.prior and not config.window,
             self._provenance(),
             states.modalities,
             window=Window(config.window.size, config.window.hours) if config.window else None,
+            block_errors=tuple(errors[1:]),
         )
         package.save(output, dtype=getattr(torch, config.storage))
         return Package.load(output)
