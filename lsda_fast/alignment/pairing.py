@@ -56,16 +56,15 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
         raise InputError(f"the reward table has no {', '.join(absent)}; its columns are {', '.join(table.columns)}")
     times = np.sort(table["time"].unique())
     held = times[len(times) - min(len(times) - 1, max(1, round(config.held_out * len(times)))) :]
-    by_case = {key: _case_pairs(rows, rewards, config) for key, rows in table.groupby(CASE)}
+    cases = [(rows["time"].isin(held).any(), _case_pairs(rows, rewards, config)) for _, rows in table.groupby(CASE)]
     parts = []
-    for is_held, dates in ((False, np.setdiff1d(times, held)), (True, held)):
+    for is_held in (False, True):
         count = config.count if not is_held else max(1, round(config.count * config.held_out / (1 - config.held_out)))
-        mine = [pairs for (time, _), pairs in by_case.items() if np.isin(time.to_datetime64(), dates)]
-        found = _dealt(mine, count, np.random.default_rng([seed, is_held]))
+        found = _dealt([pairs for out, pairs in cases if out == is_held], count, np.random.default_rng([seed, is_held]))
         if found.empty:
-            kind = "validate with" if is_held else "train on"
+            kind, dates = ("validate with", len(held)) if is_held else ("train on", len(times) - len(held))
             raise InputError(
-                f"no pairs to {kind} in {len(dates)} dates: no candidate there is among the best and another among "
+                f"no pairs to {kind} in {dates} dates: no candidate there is among the best and another among "
                 f"the worst by all of {', '.join(rewards)}; accepted are a wider quantile or fewer rewards"
             )
         parts.append(found.assign(held_out=is_held))
