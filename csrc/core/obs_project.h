@@ -113,7 +113,7 @@ struct Stencil {
   LSDA_HOST_DEVICE LSDA_INLINE T of(const T* __restrict x) const {
     T sum = T(0);
 #ifdef __CUDA_ARCH__
-#pragma unroll(K > 0 ? K : 1)
+#pragma unroll(K > 0 ? K : 4)
 #endif
     for (int64_t k = 0; k < points; ++k) {
       const T term = K > 0 ? w[k % kPoints] * x[cell[k % kPoints]] : weight[k * stride] * x[index[k * stride]];
