@@ -75,7 +75,7 @@ def triton_usage() -> dict[str, Usage]:
 
 
 def cuda_usage() -> dict[str, Usage]:
-    """Of all kernels of the CUDA module, by name, type, constant of the template and architecture."""
+    """Of all kernels of the CUDA module, by name, type, constants of the template and architecture."""
     module = native.load("cuda")
     if module.missing:
         raise SystemExit(f"no CUDA module: {module.missing}")
@@ -83,9 +83,9 @@ def cuda_usage() -> dict[str, Usage]:
     for part in resources(module.code.__file__).split("arch = ")[1:]:
         architecture = part.split()[0]
         for mangled, line in re.findall(r"Function (\S+):\n(.*)", part):
-            name, real, constant = re.search(r"\d([a-z_]+)_kernelI([fd])(?:Li(\d+))?E", mangled).groups("")
-            words = (name, {"f": "f32", "d": "f64"}[real], constant, architecture)
-            found[" ".join(filter(None, words))] = numbers(line)
+            name, real, constants = re.search(r"\d([a-z_]+)_kernelI([fd])((?:Li\d+E)*)E", mangled).groups()
+            words = (name, {"f": "f32", "d": "f64"}[real], *re.findall(r"\d+", constants), architecture)
+            found[" ".join(words)] = numbers(line)
     return dict(sorted(found.items()))
 
 

@@ -84,10 +84,12 @@ class ObservationPlan:
         Raises
         ------
         InputError
-            Shapes that differ, an index outside the state, or sizes beyond int32.
+            Shapes that differ, a stencil of no points, an index outside the state, or sizes beyond int32.
         """
         if index.ndim != 2 or index.shape != weight.shape:
             raise InputError(f"index {tuple(index.shape)}, weight {tuple(weight.shape)}; accepted: (P, K) twice")
+        if index.shape[1] == 0:
+            raise InputError(f"a stencil of no points {tuple(index.shape)}; accepted: (P, K) with K of 1 or more")
         if cells >= _MOST or index.numel() >= _MOST:
             raise InputError(f"{cells} cells, {index.numel()} stencil points; accepted: fewer than 2^31 of each")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < cells:
@@ -148,7 +150,7 @@ def _entries(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _columns(index: Tensor, weight: Tensor, cells: int) -> list[Tensor]:
     entry, cell = _entries(index, weight)
     start = torch.searchsorted(cell, torch.arange(cells + 1, dtype=cell.dtype, device=cell.device))
-    return [start.to(torch.int32), (entry // max(len(index), 1)).to(torch.int32), weight.T.flatten()[entry]]
+    return [start.to(torch.int32), (entry // len(index)).to(torch.int32), weight.T.flatten()[entry]]
 
 
 def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> list[Tensor]:

@@ -10,6 +10,7 @@ errors, which comes before the weight. The cost is summed in float64, in one ord
 Without a robust cost r and cost have derivatives in x, with one the cost alone: the weight counts as a number.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -129,7 +130,7 @@ def _empty(x: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor
     return x.new_empty(M, P), x.new_empty(M, P if rest[-2] != GAUSSIAN else 0), x.new_empty(M)
 
 
-def _fill(
+def _fill_cpu(
     out: tuple[Tensor, Tensor, Tensor],
     x: Tensor,
     index: Tensor,
@@ -143,13 +144,33 @@ def _fill(
     )
 
 
+def _fill_cuda(
+    out: tuple[Tensor, Tensor, Tensor],
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    transpose: list[Tensor],
+    cells: int,
+    *rest: Any,
+) -> None:
+    twice = x.new_empty(len(x), -(-index.shape[1] // _block()), dtype=torch.float64)
+    native.run("obs_residual", x.dtype, *out, twice, x, index, weight, *rest, *x.shape, *index.shape[::-1])
+
+
+@cache
+def _block() -> int:
+    """Observations of a partial sum of a cost in CUDA C++."""
+    return native.load("cuda").code.build_info()["block"]
+
+
 RESIDUAL = Operation(
     f"obs_residual(Tensor x, {PLAN}, Tensor target, Tensor? precision, Tensor? noise, int kind, float number)"
     " -> (Tensor, Tensor, Tensor)",
     reference=residual_reference,
     empty=_empty,
     natives={
-        "cpu": Native(_fill, project_limits),
+        "cpu": Native(_fill_cpu, project_limits),
+        "cuda": Native(_fill_cuda, project_limits),
         "triton": Native(triton.fill("obs_residual"), project_limits, triton.DTYPES),
     },
 )

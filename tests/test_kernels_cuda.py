@@ -14,7 +14,7 @@ import torch
 
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import cuda, implementations, native
+from lsda_fast.kernels import cuda, implementations, native, obs_residual
 from lsda_fast.kernels.cg_step import CG
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def again():
 
 def architectures(*numbers):
     """A module built for these, on a machine with a driver."""
-    built = {"architectures": [10 * n for n in numbers]}
+    built = {"architectures": [10 * n for n in numbers], "block": 256}
     return native.Module(SimpleNamespace(build_info=lambda: built, obstacle=lambda: ""), "")
 
 
@@ -69,6 +69,7 @@ def test_a_launch_that_fails_says_why_and_an_empty_one_is_none(module, precision
         head(True, *[0] * 9, 1, 1, 1, 1, 1, 1, True, 0, 0)
     for name, addresses, sizes, work in (
         ("obs_project", 4, (0, 1, 1, 1), (1, 1, 1, 1)),
+        ("obs_residual", 10, (0, 0.0, 0, 1, 1, 1), (0, 0.0, 1, 1, 1, 1)),
         ("obs_adjoint", 5, (0, 1, 1), (1, 1, 1)),
         ("adam_step", 7, (*numbers, 0), (*numbers, 1)),
     ):
@@ -143,8 +144,29 @@ def test_it_is_called_on_the_tensors_device_and_the_stream_of_the_moment(monkeyp
     assert calls == [(True, address, 0, [3, address], 5, 1, 99)]
 
 
+def test_the_partial_sums_of_a_cost_go_with_the_call(monkeypatch):
+    calls = []
+    monkeypatch.setattr(native, "load", lambda name: architectures(90))
+    monkeypatch.setattr(native, "run", lambda name, dtype, *arguments: calls.append((name, dtype, arguments)))
+    obs_residual._block.cache_clear()
+    index, weight, out = torch.zeros(4, 600, dtype=torch.int32), torch.zeros(4, 600), tuple(torch.zeros(3, 3))
+    obs_residual.RESIDUAL.natives["cuda"].fill(
+        out, torch.zeros(3, 50), index, weight, [], 50, out[0], None, None, 1, 2.5
+    )
+    obs_residual._block.cache_clear()
+    ((name, dtype, arguments),) = calls
+    assert (name, dtype, arguments[3].shape, arguments[3].dtype) == (
+        "obs_residual",
+        torch.float32,
+        (3, 3),
+        torch.float64,
+    )
+    assert arguments[8:] == (None, None, 1, 2.5, 3, 50, 600, 4)
+
+
 def test_it_goes_before_triton_and_leaves_long_members_without_clusters_to_it(monkeypatch):
     assert list(implementations.KINDS) == ["cpu", "cuda", "triton"]
+    assert list(obs_residual.RESIDUAL.natives) == ["cpu", "cuda", "triton"]
     for capability, size, reason in (
         ((9, 0), 40000, ""),
         ((8, 6), 32768, ""),

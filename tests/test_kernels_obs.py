@@ -170,6 +170,10 @@ def test_compiled_whole(checks):
         (lambda p: ObservationPlan.from_stencil(torch.tensor([[-1]]), torch.ones(1, 1), 12), "index from -1"),
         (lambda p: ObservationPlan.from_stencil(torch.tensor([1]), torch.ones(1), 12), r"\(P, K\) twice"),
         (lambda p: ObservationPlan.from_stencil(torch.tensor([[1]]), torch.ones(1, 1), 2**31), "2147483648 cells"),
+        (
+            lambda p: ObservationPlan.from_stencil(torch.ones(9, 0).long(), torch.ones(9, 0), 12),
+            r"no points \(9, 0\); accepted: \(P, K\) with K of 1 or more",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message):

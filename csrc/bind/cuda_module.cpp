@@ -31,6 +31,7 @@ py::dict build_info() {
   info["nvcc"] = lsda::cuda::kNvcc;
   info["architectures"] =
       std::vector<int>(lsda::cuda::kArchitectures, lsda::cuda::kArchitectures + lsda::cuda::kArchitectureCount);
+  info["block"] = lsda::cuda::kResidualBlock;
   return info;
 }
 
@@ -52,6 +53,22 @@ void obs_project(Address y, Address x, Address index, Address weight, int64_t me
   a.observations = observations;
   a.points = points;
   check("obs_project", lsda::cuda::obs_project(a, on(device, stream)));
+}
+
+template <class T>
+void obs_residual(Address r, Address slope, Address cost, Address twice, Address x, Address index, Address weight,
+                  Address target, Address precision, Address noise, int kind, double number, int64_t members,
+                  int64_t cells, int64_t observations, int64_t points, int device, Address stream) {
+  const lsda::ResidualParams<T> a = {
+      {at<T>(r), at<T>(x), at<int32_t>(index), at<T>(weight), members, cells, observations, points},
+      at<T>(slope),
+      at<double>(twice),
+      at<T>(target),
+      at<T>(precision),
+      at<T>(noise),
+      static_cast<lsda::Robust>(kind),
+      number};
+  check("obs_residual", lsda::cuda::obs_residual(a, at<T>(cost), on(device, stream)));
 }
 
 template <class T>
@@ -95,6 +112,8 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("obstacle", &obstacle);
   module.def("obs_project_32", &obs_project<float>);
   module.def("obs_project_64", &obs_project<double>);
+  module.def("obs_residual_32", &obs_residual<float>);
+  module.def("obs_residual_64", &obs_residual<double>);
   module.def("obs_adjoint_32", &obs_adjoint<float>);
   module.def("obs_adjoint_64", &obs_adjoint<double>);
   module.def("head_32", &head<float>);

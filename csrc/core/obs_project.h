@@ -90,35 +90,53 @@ LSDA_INLINE void obs_project(const ProjectParams<T>& a, int64_t m, int64_t block
   obs_chunks(a, block, [&](int64_t begin, int64_t n) LSDA_INLINED { obs_project_chunk(a, m, begin, n); });
 }
 
-// What a CUDA thread does: observation p of members [first, last). The stencil of K points stays in registers, and 64
-// bytes are gathered at a time; K = 0 is a stencil of any other size.
+// The stencil of one observation, for a CUDA thread: K points in registers; K = 0 is one of any other size, read anew
+// for every member.
+template <class T, int K>
+struct Stencil {
+  static constexpr int kPoints = K > 0 ? K : 1;
+  const int32_t* __restrict index;
+  const T* __restrict weight;
+  int64_t stride, points;
+  int32_t cell[kPoints] = {};
+  T w[kPoints] = {};
+
+  LSDA_HOST_DEVICE LSDA_INLINE Stencil(const ProjectParams<T>& a, int64_t p)
+      : index(a.index + p), weight(a.weight + p), stride(a.observations), points(K > 0 ? K : a.points) {
+    for (int k = 0; k < K; ++k) {
+      cell[k] = index[k * stride];
+      w[k] = weight[k * stride];
+    }
+  }
+
+  // The observation of a member x.
+  LSDA_HOST_DEVICE LSDA_INLINE T of(const T* __restrict x) const {
+    T sum = T(0);
+#ifdef __CUDA_ARCH__
+#pragma unroll(K > 0 ? K : 4)
+#endif
+    for (int64_t k = 0; k < points; ++k) {
+      const T term = K > 0 ? w[k % kPoints] * x[cell[k % kPoints]] : weight[k * stride] * x[index[k * stride]];
+      sum = k == 0 ? term : sum + term;
+    }
+    return sum;
+  }
+};
+
+// What a CUDA thread does: observation p of members [first, last), 64 bytes gathered at a time.
 template <class T, int K>
 LSDA_HOST_DEVICE LSDA_INLINE void obs_project_thread(const ProjectParams<T>& a, int64_t p, int64_t first,
                                                      int64_t last) {
-  constexpr int kPoints = K > 0 ? K : 1;
-  const int64_t P = a.observations, points = K > 0 ? K : a.points;
-  const int32_t* __restrict index = a.index + p;
-  const T* __restrict weight = a.weight + p;
-  int32_t cell[kPoints] = {};
-  T w[kPoints] = {};
-  for (int k = 0; k < K; ++k) {
-    cell[k] = index[k * P];
-    w[k] = weight[k * P];
-  }
+  const Stencil<T, K> stencil(a, p);
   const T* __restrict x = a.x + first * a.cells;
-  T* __restrict y = a.y + first * P + p;
+  T* __restrict y = a.y + first * a.observations + p;
 #ifdef __CUDA_ARCH__
-#pragma unroll(K > 0 ? 64 / sizeof(T) / kPoints : 1)
+#pragma unroll(K > 0 ? 64 / sizeof(T) / K : 1)
 #endif
   for (int64_t m = first; m < last; ++m) {
-    T sum = T(0);
-    for (int64_t k = 0; k < points; ++k) {
-      const T term = K > 0 ? w[k % kPoints] * x[cell[k % kPoints]] : weight[k * P] * x[index[k * P]];
-      sum = k == 0 ? term : sum + term;
-    }
-    *y = sum;
+    *y = stencil.of(x);
     x += a.cells;
-    y += P;
+    y += a.observations;
   }
 }
 

@@ -91,5 +91,33 @@ LSDA_INLINE void obs_residual(const ResidualParams<T>& a, int64_t m, int64_t blo
   }
 }
 
+// What a CUDA thread does: observation p of a few members from the first on, as many as are left, with twice the cost
+// of each. All are gathered before one is weighed; members beyond the last cost nothing.
+constexpr int kResidualMembers = 2;
+
+template <Robust kind, class T, int K>
+LSDA_HOST_DEVICE LSDA_INLINE void obs_residual_thread(const ResidualParams<T>& a, const Stencil<T, K>& stencil,
+                                                      int64_t p, int64_t first, int64_t left,
+                                                      double (&twice)[kResidualMembers]) {
+  const int64_t N = a.project.cells, P = a.project.observations;
+  const T target = a.target[p], precision = a.precision ? a.precision[p] : T(1);
+  T y[kResidualMembers] = {}, noise[kResidualMembers] = {};
+  for (int j = 0; j < kResidualMembers; ++j) {
+    if (j >= left) continue;
+    y[j] = stencil.of(a.project.x + (first + j) * N);
+    if (a.noise) noise[j] = a.noise[(first + j) * P + p];
+  }
+  for (int j = 0; j < kResidualMembers; ++j) {
+    twice[j] = 0.0;
+    if (j >= left) continue;
+    const T d = precision == T(0) ? T(0) : (y[j] - target) * precision - noise[j];
+    const int64_t at = (first + j) * P + p;
+    double root;
+    Cost<kind>::of(static_cast<double>(d), a.number, root, twice[j]);
+    a.project.y[at] = kind == Robust::gaussian ? d : static_cast<T>(root * static_cast<double>(d));
+    if (kind != Robust::gaussian) a.slope[at] = static_cast<T>(root * static_cast<double>(precision));
+  }
+}
+
 }  // namespace core
 }  // namespace lsda

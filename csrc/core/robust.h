@@ -16,7 +16,7 @@ struct Cost;
 
 template <>
 struct Cost<Robust::gaussian> {
-  static LSDA_INLINE void of(double d, double, double& root, double& twice) {
+  static LSDA_HOST_DEVICE LSDA_INLINE void of(double d, double, double& root, double& twice) {
     root = 1.0;
     twice = d * d;
   }
@@ -24,7 +24,7 @@ struct Cost<Robust::gaussian> {
 
 template <>
 struct Cost<Robust::huber> {
-  static LSDA_INLINE void of(double d, double delta, double& root, double& twice) {
+  static LSDA_HOST_DEVICE LSDA_INLINE void of(double d, double delta, double& root, double& twice) {
     const double size = __builtin_fabs(d);
     const bool outside = size > delta;
     root = __builtin_sqrt(delta / (outside ? size : delta));
@@ -36,7 +36,7 @@ struct Cost<Robust::huber> {
 // argument of the logarithm less 1 is (E - 1) / (1 + gamma).
 template <>
 struct Cost<Robust::variational> {
-  static LSDA_INLINE void of(double d, double gamma, double& root, double& twice) {
+  static LSDA_HOST_DEVICE LSDA_INLINE void of(double d, double gamma, double& root, double& twice) {
     constexpr double range = Exponential<double>::kRange;
     double x = -0.5 * d * d;
     x = x < -range ? -range : x;

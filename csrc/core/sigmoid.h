@@ -41,7 +41,7 @@ struct Exponential<double> {
   static constexpr double kRange = 700.0;
 
   // t and 2^k of exp x = (1 + t) 2^k, |x| <= kRange: no digit of a small t = expm1 x is lost where k = 0.
-  static LSDA_INLINE void parts(double x, double& t, double& power) {
+  static LSDA_HOST_DEVICE LSDA_INLINE void parts(double x, double& t, double& power) {
     const double shifted = x * 1.44269504088896338700 + 6755399441055744.0, k = shifted - 6755399441055744.0;
     const double high = x - k * 6.93147180369123816490e-01, low = k * 1.90821492927058770002e-10;
     const double r = high - low, z = r * r;
@@ -56,7 +56,7 @@ struct Exponential<double> {
     t = -((low - (r * c) / (2.0 - c)) - high);
   }
 
-  static LSDA_INLINE double of(double x) {
+  static LSDA_HOST_DEVICE LSDA_INLINE double of(double x) {
     double t, power;
     parts(x, t, power);
     return (1.0 + t) * power;

@@ -9,6 +9,7 @@
 #include <cooperative_groups.h>
 
 #include "cuda/launch.h"
+#include "cuda/sum.h"
 
 namespace lsda::cuda {
 namespace {
@@ -45,11 +46,6 @@ struct Blocks {
     return mine;
   }
 };
-
-__device__ double sum_warp(double value) {
-  for (int width = 16; width > 0; width /= 2) value += __shfl_down_sync(0xffffffffu, value, width);
-  return value;
-}
 
 // The sum over all threads of the member, for all of them; `part` is not used again before the kernel's end.
 __device__ double sum_member(double value, double* part, const Blocks& blocks) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations on a GPU, each for float and double: one launch on the caller's stream. Nothing is allocated and
-// nothing waits, so that CUDA graphs capture them. They give back null, or what CUDA says against the launch.
+// The operations on a GPU, each for float and double: one launch on the caller's stream, or two. Nothing is allocated
+// and nothing waits, so that CUDA graphs capture them. They give back null, or what CUDA says against the launch.
 #pragma once
 
 #include "core/adam_step.h"
 #include "core/cg_step.h"
 #include "core/head.h"
 #include "core/obs_columns.h"
-#include "core/obs_project.h"
+#include "core/obs_residual.h"
 
 namespace lsda::cuda {
 
@@ -20,6 +20,13 @@ using Error = const char*;
 
 template <class T>
 Error obs_project(const ProjectParams<T>& a, Stream stream) noexcept;
+
+// Observations of a partial sum of a cost.
+constexpr int kResidualBlock = 256;
+
+// With the cost (M) of each member; `twice` is (M, blocks of kResidualBlock observations), and the stencil in order.
+template <class T>
+Error obs_residual(const ResidualParams<T>& a, T* cost, Stream stream) noexcept;
 
 template <class T>
 Error obs_adjoint(const ColumnsParams<T>& a, Stream stream) noexcept;

@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of csrc/cuda, run on the host (cuda/cuda_runtime.h), against the CPU's algorithms on memory of exactly
-// its size: the same bits, but for cg_step, whose sums have an order of their own. Built with the address and
-// undefined-behaviour sanitizers by tests/test_kernels_sanitizer.py. Says "ok" and returns 0, or what went wrong.
-#include <cstring>
+// its size: the same bits, but for cg_step and the cost of obs_residual, whose sums have an order of their own.
+// Built with the address and undefined-behaviour sanitizers by tests/test_kernels_sanitizer.py. Says "ok" and returns
+// 0, or what went wrong.
 #include <vector>
 
-#include "checks.h"
 #include "core/obs_adjoint.h"
-#include "cuda/ops.h"
-#include "cuda_runtime.h"
+#include "cuda_checks.h"
+#include "cuda_residual.h"
 
 namespace {
-
-const lsda::cuda::Stream kStream = {0, nullptr};
-
-void launched(lsda::cuda::Error error) { expect(error == nullptr, error ? error : ""); }
-
-template <class T>
-bool same(Block<T>& a, Block<T>& b) {
-  return a.size == b.size && std::memcmp(a.get(), b.get(), static_cast<size_t>(a.size) * sizeof(T)) == 0;
-}
 
 Block<int32_t> below(int64_t n, int64_t end) {
   Block<int32_t> numbers(n, 0);
@@ -51,6 +41,9 @@ void observations(int64_t M, int64_t N, int64_t P, int64_t K) {
     }
   }
   expect(same(y, expected), "obs_project");
+  for (int kind = 0; kind < 3; ++kind) {
+    for (bool given : {false, true}) residual(a, static_cast<lsda::Robust>(kind), given);
+  }
 
   // Entries observation by observation, as in ObservationPlan.
   Block<int32_t> cell(K * P, 0), start(N + 1, 0), entry(K * P, 0), observation(K * P, 0);
