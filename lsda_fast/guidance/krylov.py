@@ -93,7 +93,8 @@ def restricted_cg(
     -------
     Tensor, shape (M, ...)
     """
-    f, rr = F(b), squared_norm(b)
+    f, rr = F(b).double(), squared_norm(b).double()
+    # In float64: lengths follow from differences of these products, which float32 loses digits of.
     # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
     r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
     p, x, limit = r, torch.zeros_like(r[0]), tolerance**2 * rr
@@ -104,11 +105,11 @@ def restricted_cg(
         x = torch.addcmul(x, step, p[0])
         if not left:
             break
-        change = torch.stack([pad(w, (0, 1)), torch.cat([gram(w), dot(f, w)[:, None]], dim=1)])
+        change = torch.stack([pad(w, (0, 1)), torch.cat([gram(w.to(b)).double(), dot(f, w)[:, None]], dim=1)])
         r = torch.addcmul(r, -step, p + change)
         previous, rr = rr, torch.where(going, dot(r[0], r[1]), rr)
         p = torch.where(going[:, None], torch.addcmul(r, (rr / previous.clamp_min(1e-38))[:, None], p), p)
-    return adjoint(x[:, :-1]) + per_member(x[:, -1], b) * b
+    return adjoint(x[:, :-1].to(b)) + per_member(x[:, -1].to(b), b) * b
 
 
 def _flexible(A: Quadratic, b: Tensor, x: Tensor, limit: Tensor, iterations: int, precondition: Operator) -> Tensor:
