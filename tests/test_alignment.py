@@ -226,6 +226,7 @@ def test_other_rewards_take_the_candidates_of_an_earlier_run(
         run(small(seed=1), tmp_path / "seed")
     with pytest.raises(InputError, match="no working folder of an alignment"):
         align(world.parent, world.states, small(), tmp_path / "none", candidates_from=tmp_path)
+    assert not list(tmp_path.iterdir())  # what stands in the way of the next attempt
     alone = align(world.parent, world.states, small("next"), tmp_path / "alone")
     monkeypatch.setattr("lsda_fast.alignment.pipeline.draw_candidates", lambda *_: pytest.fail("drawn again"))
     assert same(run(small("next"), tmp_path / "taken").modules["denoiser"], alone.modules["denoiser"])

@@ -22,7 +22,7 @@ from lsda_fast.alignment.data import AlignmentStates, load_states
 from lsda_fast.alignment.losses import PairLatents
 from lsda_fast.alignment.pairing import CASE, select_pairs, summary
 from lsda_fast.alignment.rewards import Reward, rewards_of
-from lsda_fast.alignment.sharing import take_candidates
+from lsda_fast.alignment.sharing import check_source, take_candidates
 from lsda_fast.alignment.table import judge, read_table
 from lsda_fast.alignment.train import align_denoiser, require_peft
 from lsda_fast.errors import InputError
@@ -86,9 +86,11 @@ def align(
     states = load_states(dataset, parent, config)
     digest = package_hash(package)
     fingerprint = {**states.fingerprint, "package": digest}
+    if candidates_from is not None:
+        check_source(Path(candidates_from), config, fingerprint)
     claim(folder, config, fingerprint)
     if candidates_from is not None:
-        take_candidates(Path(candidates_from), folder, config, fingerprint)
+        take_candidates(Path(candidates_from), folder)
     log = Log(folder / "log.jsonl", progress)
     work = Work(folder, config, torch.device(device), log)
     return _Run(parent, digest, states, rewards, work, config).package(output)

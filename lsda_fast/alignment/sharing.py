@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from lsda_fast.alignment.config import AlignmentConfig
 from lsda_fast.errors import InputError
 
-__all__ = ["take_candidates"]
+__all__ = ["check_source", "take_candidates"]
 
 DECISIVE = ("period", "dates", "draws", "perturbation", "seed", "candidates")
 
 
-def take_candidates(source: Path, folder: Path, config: AlignmentConfig, fingerprint: Mapping[str, str]) -> None:
-    """Copy what a run in ``folder`` would make itself from the working folder ``source``.
+def check_source(source: Path, config: AlignmentConfig, fingerprint: Mapping[str, str]) -> None:
+    """Make sure that the working folder ``source`` has the candidates that this run would make itself.
 
     Raises
     ------
@@ -32,6 +32,10 @@ def take_candidates(source: Path, folder: Path, config: AlignmentConfig, fingerp
     differing += [part for part, value in fingerprint.items() if inputs.get(part) != value]
     if differing:
         raise InputError(f"{source} has candidates of other {', '.join(differing)}; accepted are the same")
+
+
+def take_candidates(source: Path, folder: Path) -> None:
+    """Copy the backgrounds and candidates of the working folder ``source`` that ``folder`` has not."""
     for stage in ("backgrounds", "candidates"):
         (folder / stage).mkdir(exist_ok=True)
         for path in sorted((source / stage).glob("*.safetensors")):
