@@ -11,11 +11,9 @@ and the averages spread over their points are the baseline. In units of the clim
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from bench.twins.rows import Rows
 from lsda_fast.guidance import DPS, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.package import Package
@@ -127,12 +126,8 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2)
     parser.add_argument("--members", type=int, default=8)
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-
-    def tell(**row: Any) -> None:
-        rows.append({"bench": "kolmogorov", "torch": torch.__version__, **row})
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-
+    rows = Rows("kolmogorov")
+    tell = rows.tell
     start = time.perf_counter()
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = package(arguments.work, arguments.states, arguments.steps)
@@ -160,8 +155,7 @@ def main() -> None:
             spread=float(errors.var(1).mean().sqrt()),
             seconds=seconds,
         )
-    if arguments.output:
-        arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows.write(arguments.output)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ are in units of the reference's spread, variances are over the reference's, CRPS
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ import xarray as xr
 from torch import Tensor
 
 from bench.twins import reference
+from bench.twins.rows import Rows
 from lsda_fast.diffusion.solvers import Langevin
 from lsda_fast.guidance import DPS, MMPS, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.observations.affine import SparseAffine
@@ -185,12 +184,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--draws", type=int, default=300)
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-
-    def tell(**row: Any) -> None:
-        rows.append({"bench": "lorenz96", "torch": torch.__version__, **row})
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-
+    rows = Rows("lorenz96")
+    tell = rows.tell
     start = time.perf_counter()
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = package(arguments.work, arguments.states, arguments.steps)
@@ -210,8 +205,7 @@ def main() -> None:
         samples = torch.stack([torch.from_numpy(model.denormalize(prior.decode(s.z)[:, :, None])) for s in drawn])
         seconds = (time.perf_counter() - start) / arguments.cases
         tell(method=name, **judge(samples.flatten(3), truth, mean, std), seconds=seconds)
-    if arguments.output:
-        arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows.write(arguments.output)
 
 
 if __name__ == "__main__":
