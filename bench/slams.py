@@ -111,7 +111,7 @@ def run_cases(
                 kept = arguments.work / file
                 if not kept.exists():
                     truth = truth or truth_of(package, data, start, arguments.states)
-                    states, seconds = analysed(package, way, column[1], truth, degradation, members=M, seed=number)
+                    states, seconds = analysed(package, way, column[1], truth, degradation, members=M, seed=start)
                     found = scores(package, states, truth) | {"seconds": seconds, "members": M}
                     kept.with_suffix(".partial").write_text(json.dumps(found))
                     os.replace(kept.with_suffix(".partial"), kept)

@@ -342,7 +342,15 @@ def test_the_best_of_some_are_kept_with_a_table_of_all(world: World, tmp_path: P
 def test_what_is_in_a_package_and_on_this_machine(world: World) -> None:
     code, out, err = lsda("inspect", world.package)
     assert (code, err) == (0, "")
-    for word in ("3 channels on 8 x 10 points, regional", "z500 t850 msl", "12 x 1 x 1", "24 h", "linear", "wiener"):
+    for word in (
+        "3 channels on 8 x 10 points, regional",
+        "z500 t850 msl",
+        "12 x 1 x 1",
+        "24 h",
+        "linear",
+        "wiener",
+        "numbers of statistics",
+    ):
         assert word in out
     code, out, err = lsda("doctor")
     assert (code, err) == (0, "")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from lsda_fast.modalities import Modality
 from lsda_fast.package import Package
 
@@ -26,14 +28,21 @@ def describe(package: Package) -> dict[str, str]:
     else:
         rows["forecast lead"] = f"{package.lead_hours:g} h"
     for name, module in package.modules.items():
-        count = sum(p.numel() for p in module.parameters())
-        rows[name] = f"{package.architectures[name].name}, {count / 1e6:.2f} M parameters"
+        rows[name] = f"{package.architectures[name].name}, {_size(module)}"
     for key in ("train", "validation", "scores"):
         if key in package.provenance:
             rows[key] = str(package.provenance[key])
     for i, record in enumerate(package.provenance.get("alignments", []), 1):
         rows[f"alignment {i}"] = _alignment(record)
     return rows
+
+
+def _size(module: nn.Module) -> str:
+    """Parameters in millions; of a module of statistics alone, their numbers."""
+    count = sum(p.numel() for p in module.parameters())
+    if count:
+        return f"{count / 1e6:.2f} M parameters"
+    return f"{sum(b.numel() for b in module.buffers()) / 1e6:.2f} M numbers of statistics"
 
 
 def _modality(modality: Modality) -> str:
