@@ -1,13 +1,19 @@
-"""The report of one analysis: maps of background, increment and spread, and the departures."""
+"""The report of an analysis: maps of background, increment and spread, and the departures.
+
+Of a window there are maps of its first, middle and last state, and the departures in the course of time.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
+from lsda_fast.departure_plots import departure_series_plot, departures_plot
 from lsda_fast.layout import StateLayout
-from lsda_fast.report import departures_plot, map_panel, write_report
+from lsda_fast.maps import map_panel
+from lsda_fast.report import write_report
 
 if TYPE_CHECKING:
     from lsda_fast.analysis import Analysis
@@ -17,24 +23,22 @@ __all__ = ["write_analysis_report"]
 
 def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) -> Path:
     """Write maps of the ``most`` channels with the most observations, O-B and O-A, and one HTML page."""
-    layout = StateLayout.infer(result.before)
+    layout = StateLayout.infer(result.analysis)
     folder.mkdir(parents=True, exist_ok=True)
-    # On levels a variable may be missing where others are not.
-    members = layout.to_array(result.analysis, missing="mask")
-    x_b = layout.to_array(result.before, missing="mask")
     used = result.departures[result.departures["used"]]
     names = used["variable"] + used["level"].map(lambda level: "" if pd.isna(level) else f"{level:g}")
+    of_window = "time" in result.analysis.dims
+    times = _first_middle_last(result.analysis) if of_window else [None]
+    shown = [_values(result, layout, time) for time in times]
     counts = names.value_counts()
-    drawn = [name for name in layout.names if np.isfinite(x_b[layout.index(name)]).all()]
-    order = sorted(drawn, key=lambda name: -int(counts.get(name, 0)))[:most]
+    drawn = [name for name in layout.names if np.isfinite(shown[0][0][:, layout.index(name)]).all()]
     figures = {}
-    for name in order:
+    for name in sorted(drawn, key=lambda name: -int(counts.get(name, 0)))[:most]:
         i = layout.index(name)
         here = used[names == name].drop_duplicates(["latitude", "longitude"])
-        mean = members[:, i].mean(0)
-        fields = {"background": x_b[i], "analysis": mean, "increment": mean - x_b[i]}
-        if len(members) > 1:
-            fields["spread"] = members[:, i].std(0, ddof=1)
+        fields: dict[str, np.ndarray] = {}
+        for time, (members, x_b) in zip(times, shown):
+            fields |= _fields(members[:, i], None if x_b is None else x_b[i], time)
         figures[name] = map_panel(
             fields,
             layout.grid,
@@ -44,6 +48,45 @@ def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) ->
             path=folder / f"{name}.png",
         )
     figures["departures"] = departures_plot(result.departures, folder / "departures.png")
+    if of_window:
+        states = pd.DatetimeIndex(result.analysis["time"].values)
+        nearest = states[states.get_indexer(pd.DatetimeIndex(used["time"]), method="nearest")]
+        series = used.assign(variable=names, time=nearest)
+        figures["departures in time"] = departure_series_plot(series, folder / "departures_in_time.png", most=most)
+    return write_report(
+        folder,
+        title="Analysis of a window" if of_window else "Analysis",
+        tables=_tables(result, used, names),
+        figures=figures,
+        text=[_summary(result, len(used))],
+    )
+
+
+def _first_middle_last(analysis: xr.Dataset) -> list[pd.Timestamp | None]:
+    known = pd.DatetimeIndex(analysis["time"].values)
+    return list(dict.fromkeys(known[i] for i in (0, len(known) // 2, len(known) - 1)))
+
+
+def _values(result: "Analysis", layout: StateLayout, time: pd.Timestamp | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Members (M, C, H, W) and the background (C, H, W), where there is one, at a time of a window."""
+    pick = lambda data: data if time is None else data.sel(time=time)  # noqa: E731
+    # On levels a variable may be missing where others are not.
+    members = layout.to_array(pick(result.analysis), missing="mask")
+    return members, None if result.background is None else layout.to_array(pick(result.background), missing="mask")
+
+
+def _fields(members: np.ndarray, x_b: np.ndarray | None, time: pd.Timestamp | None) -> dict[str, np.ndarray]:
+    """What is drawn of one channel, by title."""
+    mean = members.mean(0)
+    fields = {"analysis": mean}
+    if x_b is not None and np.isfinite(x_b).all():
+        fields = {"background": x_b, **fields, "increment": mean - x_b}
+    if len(members) > 1:
+        fields["spread"] = members.std(0, ddof=1)
+    return fields if time is None else {f"{name}, {time:%d %b %H}": field for name, field in fields.items()}
+
+
+def _tables(result: "Analysis", used: pd.DataFrame, names: pd.Series) -> dict[str, pd.DataFrame]:
     rms = lambda v: float(np.sqrt(np.mean(np.square(v))))  # noqa: E731
     groups = used.assign(channel=names).groupby("channel", sort=False)
     summary = pd.DataFrame(
@@ -55,13 +98,11 @@ def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) ->
     unused = result.departures[~result.departures["used"]]
     if len(unused):
         tables["Not used"] = unused["reason"].value_counts().to_frame("observations")
-    return write_report(
-        folder,
-        title="Analysis",
-        tables=tables,
-        figures=figures,
-        text=[
-            f"{len(members)} members, {len(used)} of {len(result.departures)} observations used, "
-            f"{result.downweighted} of them with less than half their weight, {result.seconds:.1f} s."
-        ],
+    return tables
+
+
+def _summary(result: "Analysis", used: int) -> str:
+    return (
+        f"{result.analysis.sizes['member']} members, {used} of {len(result.departures)} observations used, "
+        f"{result.downweighted} of them with less than half their weight, {result.seconds:.1f} s."
     )

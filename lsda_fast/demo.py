@@ -76,7 +76,8 @@ def run(
         Another package on the same layout.
     progress : callable, optional
     """
-    from lsda_fast.report import map_panel, write_report
+    from lsda_fast.maps import map_panel
+    from lsda_fast.report import write_report
 
     output = Path(output)
     package = package or built_in_package()

@@ -1,4 +1,4 @@
-"""Departures as histograms, and one self-contained page of figures and tables."""
+"""One self-contained page of figures and tables."""
 
 from __future__ import annotations
 
@@ -7,80 +7,13 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lsda_fast.errors import InputError
-from lsda_fast.maps import map_panel
-from lsda_fast.plotting import GREY, INK, STYLE, save_figure, short_number, write_file
+from lsda_fast.plotting import short_number, write_file
 
-__all__ = ["departures_plot", "map_panel", "write_report"]
-
-
-def departures_plot(frame: pd.DataFrame, path: str | Path, *, units: Mapping[str, str] | None = None) -> Path:
-    """Histograms of O-B and O-A of the used observations, one panel per variable, a PNG.
-
-    Parameters
-    ----------
-    frame : columns variable, O-B, O-A (same units per variable) and used (bool).
-    path : where the PNG goes; its folder is made.
-    units : variable to units, for the axis.
-
-    Raises
-    ------
-    InputError
-        A column is missing, or no used observation has finite departures.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    lost = [name for name in ("variable", "O-B", "O-A", "used") if name not in frame.columns]
-    if lost:
-        raise InputError(f"the departures lack {', '.join(lost)}; columns variable, O-B, O-A and used are needed")
-    used = frame[frame["used"].to_numpy(dtype=bool) & np.isfinite(frame[["O-B", "O-A"]].to_numpy(dtype=float)).all(1)]
-    names = list(dict.fromkeys(used["variable"]))
-    if not names:
-        raise InputError("no used observation has finite departures, there is nothing to draw")
-    columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
-    rows = -(-len(names) // columns)
-    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.4 + 3.3 * columns, 0.3 + 2.7 * rows), facecolor="white", layout=engine)
-        for k, name in enumerate(names):
-            axes = figure.add_subplot(rows, columns, k + 1)
-            part = used[used["variable"] == name]
-            before, after = (part[column].to_numpy(dtype=float) for column in ("O-B", "O-A"))
-            reach = float(np.quantile(np.abs(np.concatenate([before, after])), 0.995)) * 1.1 or 1.0
-            bins = np.linspace(-reach, reach, int(np.clip(2 * len(part) ** (1 / 2), 12, 60)) // 2 * 2 + 2)
-            looks: tuple[dict[str, Any], ...] = (
-                {"histtype": "stepfilled", "color": "#8a94a3", "alpha": 0.45, "linewidth": 0},
-                {"histtype": "step", "color": "#1f5fa8", "linewidth": 1.6},
-            )
-            for values, label, look in zip((before, after), ("O-B", "O-A"), looks):
-                text = f"{label}   mean {short_number(values.mean(), 3)}   std {short_number(values.std(), 3)}"
-                axes.hist(np.clip(values, -reach, reach), bins=bins.tolist(), label=text, **look)
-            axes.axvline(0, ymax=0.8, color=INK, linewidth=0.6)
-            axes.set_xlim(-reach, reach)
-            axes.set_ylim(top=axes.get_ylim()[1] * 1.28)
-            axes.spines[["top", "right"]].set_visible(False)
-            total = int((frame["variable"] == name).sum())
-            axes.set_title(str(name), fontsize=10, fontweight="bold", loc="left")
-            axes.set_title(f"{len(part):,} of {total:,} used", fontsize=7.5, color=GREY, loc="right")
-            unit = (units or {}).get(str(name))
-            axes.set_xlabel(f"departure ({unit})" if unit else "departure")
-            axes.set_ylabel("observations" if k % columns == 0 else "")
-            axes.legend(
-                loc="upper left",
-                frameon=False,
-                fontsize=7,
-                handlelength=1.4,
-                borderaxespad=0.2,
-                labelspacing=0.3,
-            )
-        return save_figure(figure, path)
+__all__ = ["write_report"]
 
 
 def write_report(

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsda_fast import departure_plots, report
 from lsda_fast import maps as drawing
-from lsda_fast import report
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Grid
 from lsda_fast.plotting import colormap, save_figure
@@ -34,7 +34,7 @@ def figures(monkeypatch):
         kept.append(figure)
         return save_figure(figure, path)
 
-    for module in (drawing, report):
+    for module in (drawing, departure_plots):
         monkeypatch.setattr(module, "save_figure", keep)
     return kept
 
@@ -58,7 +58,7 @@ def test_fields_of_one_kind_share_their_limits_and_errors_are_symmetric(tmp_path
         "Error of the analysis": -field,
         "Spread": np.abs(field),
     }
-    path = report.map_panel(fields, REGION, title="t", units="K", path=tmp_path / "deep" / "map.png")
+    path = drawing.map_panel(fields, REGION, title="t", units="K", path=tmp_path / "deep" / "map.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     limits = {name: mesh.get_clim() for name, mesh in meshes(figures[0]).items()}
     assert limits["Truth"] == limits["Analysis"] == pytest.approx((280 + 2 * field.min(), 280 + 2 * field.max()))
@@ -72,7 +72,7 @@ def test_fields_of_one_kind_share_their_limits_and_errors_are_symmetric(tmp_path
 
 def test_powers_of_a_thousand_go_to_the_units(tmp_path, figures):
     field = np.linspace(0, 2e-3, REGION.shape[0] * REGION.shape[1]).reshape(REGION.shape)
-    report.map_panel({"q": field}, REGION, title="t", units="kg kg⁻¹", path=tmp_path / "m.png")
+    drawing.map_panel({"q": field}, REGION, title="t", units="kg kg⁻¹", path=tmp_path / "m.png")
     bar = figures[0].axes[-1]
     assert bar.texts[0].get_text() == "10⁻³ kg kg⁻¹"
     assert [label.get_text() for label in bar.get_xticklabels()][-1] == "2.0"
@@ -82,7 +82,7 @@ def test_a_global_map_begins_at_180_west_and_observations_lie_at_their_places(tm
     field = np.zeros(GLOBE.shape)
     field[4, 10] = 1.0  # equator, 200 E = 160 W
     places = ([0.0, 40.0], [200.0, -10.0])
-    report.map_panel({"a": field}, GLOBE, title="t", units="1", path=tmp_path / "m.png", observations=places)
+    drawing.map_panel({"a": field}, GLOBE, title="t", units="1", path=tmp_path / "m.png", observations=places)
     axes = maps(figures[0])[0]
     assert meshes(figures[0])["a"].get_array().reshape(GLOBE.shape)[4, 1] == 1.0
     dots = axes.collections[-1].get_offsets()
@@ -126,9 +126,9 @@ def test_maps_refuse_what_they_cannot_draw(tmp_path):
         ({"a": np.full(REGION.shape, np.nan)}, "finite values"),
     ):
         with pytest.raises(InputError, match=message):
-            report.map_panel(fields, REGION, title="t", units="K", path=tmp_path / "m.png")
+            drawing.map_panel(fields, REGION, title="t", units="K", path=tmp_path / "m.png")
     with pytest.raises(InputError, match="accepted are state, difference, spread"):
-        report.map_panel({"a": wave(REGION)}, REGION, title="t", units="K", path=tmp_path / "m.png", kinds={"a": "b"})
+        drawing.map_panel({"a": wave(REGION)}, REGION, title="t", units="K", path=tmp_path / "m.png", kinds={"a": "b"})
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +141,7 @@ def test_departures_count_the_used_observations(tmp_path, figures):
             "used": [1, 1, 1, 0, 1],
         }
     )
-    path = report.departures_plot(frame, tmp_path / "d.png", units={"t": "K"})
+    path = departure_plots.departures_plot(frame, tmp_path / "d.png", units={"t": "K"})
     assert path.is_file()
     first, second = figures[0].axes
     assert first.get_title("right") == "3 of 4 used"
@@ -150,7 +150,30 @@ def test_departures_count_the_used_observations(tmp_path, figures):
     heights = [patch.get_xy()[:, 1].max() for patch in first.patches]
     assert len(heights) == 2
     with pytest.raises(InputError, match="lack O-A, used"):
-        report.departures_plot(frame[["variable", "O-B"]], tmp_path / "e.png")
+        departure_plots.departures_plot(frame[["variable", "O-B"]], tmp_path / "e.png")
+
+
+def test_departures_in_time_are_root_mean_squares_and_need_no_background(tmp_path, figures):
+    hours = pd.to_datetime(["2002-01-01T00", "2002-01-01T06", "2002-01-01T00", "2002-01-01T00"])
+    frame = pd.DataFrame(
+        {
+            "variable": list("tttz"),
+            "time": hours,
+            "O-B": [4.0, np.nan, 2, np.nan],
+            "O-A": [3.0, 5, 1, 1],
+            "used": True,
+        }
+    )
+    departure_plots.departure_series_plot(frame, tmp_path / "d.png")
+    departure_plots.departures_plot(frame, tmp_path / "e.png")
+    t, z = figures[0].axes
+    drawn = {line.get_label(): line.get_ydata() for line in t.lines}
+    np.testing.assert_allclose(drawn["O-A"], [np.sqrt(5), 5])
+    np.testing.assert_allclose(drawn["O-B"], [np.sqrt(10)])
+    assert [line.get_label() for line in z.lines] == ["O-A"]
+    assert [len(axes.patches) for axes in figures[1].axes] == [2, 1]
+    with pytest.raises(InputError, match="nothing to draw"):
+        departure_plots.departure_series_plot(frame.assign(used=False), tmp_path / "f.png")
 
 
 class Page(HTMLParser):
@@ -172,7 +195,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_every_table_and_figure_escaped_and_without_links(tmp_path):
-    figure = report.map_panel({"a": wave(REGION)}, REGION, title="t", units="K", path=tmp_path / "m.png")
+    figure = drawing.map_panel({"a": wave(REGION)}, REGION, title="t", units="K", path=tmp_path / "m.png")
     tables = {
         "Scores <b>": pd.DataFrame({"rmse": [52437.123, 0.00012345, np.nan]}, index=["z500", "q<script>", "msl"]),
         "Other": pd.DataFrame({"https & co": [1]}),

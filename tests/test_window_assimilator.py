@@ -109,13 +109,18 @@ def test_the_mean_is_optimal_interpolation_in_space_and_time(tmp_path: Path) -> 
     assert dict(open_states(saved[0]).sizes) == dict(result.analysis.sizes)
 
 
-def test_without_a_background_there_is_no_o_b() -> None:
+def test_without_a_background_there_is_no_o_b(tmp_path: Path) -> None:
     result = analysed(Observations.from_frame(stations()))
     assert result.background is None
     assert result.departures["O-B"].isna().all()
     assert result.departures["O-A"].notna().all()
     with pytest.raises(InputError, match="accepted is one of a background"):
-        result.report("nowhere")
+        _ = result.before
+    pytest.importorskip("matplotlib")
+    page = result.report(tmp_path).read_text()
+    # Maps of either variable, departures of all times and by time.
+    assert page.count("<img") == 4
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"t850", "olr", "departures", "departures_in_time"}
 
 
 def test_gridded_fields_are_observed_where_they_have_values() -> None:

@@ -98,8 +98,8 @@ def assimilate(
     assimilator = kind(model, **settings, backend=backend, precision=precision)
     candidates, choose = members, None
     if of_window:
-        if any(option is not None for option in (time, report, *choice)):
-            raise InputError(f"--window {window} takes no --time, --report and none of the options of the best of N")
+        if any(option is not None for option in (time, *choice)):
+            raise InputError(f"--window {window} takes no --time and none of the options of the best of N")
         given = {"observations": table, "window": period_of(window, "--window"), "background": _opened(background)}
     else:
         if background is None:
