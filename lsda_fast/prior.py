@@ -222,12 +222,16 @@ class Linearization:
             self._cost = 0.5 * torch.linalg.vecdot(flat, flat)
         return self._cost
 
-    def after(self, half: Callable[[Tensor], Tensor]) -> "Linearization":
-        """The same as a function of v, z = m + B v, with B symmetric (``half``)."""
+    def after(
+        self, half: Callable[[Tensor], Tensor], square: Callable[[Tensor], Tensor] | None = None
+    ) -> "Linearization":
+        """The same as a function of v, z = m + B v, with B symmetric (``half``); ``square`` is B B where cheaper."""
         value, jvp, vjp, gram = self._derivative
         both = None
         if gram is not None and isinstance(half, Scaling):
             both = lambda u: half.factor**2 * gram(u)  # noqa: E731
+        elif square is not None:
+            both = lambda u: jvp(square(vjp(u)))  # noqa: E731
         derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)), both)
         return Linearization(derivative, self._evaluations, self._name, slope=self.slope, cost=self._cost)
 

@@ -68,7 +68,9 @@ def latent_covariance(
         covariance = prior.covariance
         if covariance is None:
             raise InputError("prior_covariance='stationary' needs a prior with a full covariance; this one has none")
-        return _from_half(lambda v: covariance.apply(v, lambda s: (s * rho2 / (s + rho2)).sqrt()))
+        left = lambda s: s * rho2 / (s + rho2)  # noqa: E731
+        root = lambda v: covariance.apply(v, lambda s: left(s).sqrt())  # noqa: E731
+        return LatentCovariance(lambda v: covariance.apply(v, left), root, root)
     if name == "tweedie":
         if denoiser is None:
             raise InputError("prior_covariance='tweedie' needs the derivative of the denoiser")

@@ -102,10 +102,10 @@ class LatentOptimization(Guidance):
         if covariance.half is None:
             assert isinstance(self.inner, GaussNewton)
             return dual_optimum(m, context, covariance.apply, e, outer=self.inner.outer, iterations=self.inner.cg)
-        half, v = covariance.half, torch.zeros_like(m)
+        half, square, v = covariance.half, covariance.apply, torch.zeros_like(m)
         surrogate = context.linearize_surrogate(v) if self.inner.needs_surrogate else None
-        surrogate = surrogate and surrogate.after(half)
+        surrogate = surrogate and surrogate.after(half, square)
         for stage in context.stages():
-            linearize = lambda v, stage=stage: stage.linearize_residual(m + half(v), e).after(half)  # noqa: E731
+            linearize = lambda v, at=stage: at.linearize_residual(m + half(v), e).after(half, square)  # noqa: E731
             v = self.inner.minimize(linearize, v, surrogate)
         return m + half(v)

@@ -63,12 +63,15 @@ class Head:
         padded = geo_pad(number, k // 2, self.periodic, self.poles)[0, 0]
         return padded.unfold(0, k, 1).unfold(1, k, 1).reshape(h * w, k * k)
 
-    def plan(self, cells: Tensor, round_up: Callable[[int], int] | None = None) -> HeadPlan:
-        """The head at these cells (U,) of the flattened state; ``round_up`` as for ``HeadPlan``."""
+    def at(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature place, and the row of the weight, that make each of these cells of the flattened state."""
         (_, H, W), (p, q) = self.shape, self.patch
         channel, y, x = cells // (H * W), cells // W % H, cells % W
-        place = y // p * (W // q) + x // q
-        row = (channel * p + y % p) * q + x % q
+        return y // p * (W // q) + x // q, (channel * p + y % p) * q + x % q
+
+    def plan(self, cells: Tensor, round_up: Callable[[int], int] | None = None) -> HeadPlan:
+        """The head at these cells (U,) of the flattened state; ``round_up`` as for ``HeadPlan``."""
+        place, row = self.at(cells)
         return HeadPlan.from_rows(self.weight, self.neighbours(), place, row, round_up=round_up)
 
     def offset(self, cells: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lsda_fast.kernels.head_plan import HeadPlan
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import Departures, obs_residual
+from lsda_fast.models.merged_head import merge
 from lsda_fast.models.observed import Observed, cell_derivative, cell_values
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.prior import Derivative
@@ -40,14 +41,18 @@ class HeadedTrajectory:
         cls, network: Any, model: Any, times: Tensor, operator: SparseAffine, size: int, chunk: int
     ) -> "HeadedTrajectory":
         """Of a stencil over the states of ``times`` alone, each of ``size`` numbers."""
-        time, (cells, at) = operator.index // size, (operator.index % size).unique(return_inverse=True)
-        plan = ObservationPlan.from_stencil(
-            time * len(cells) + at, operator.weight, len(times) * len(cells), round_up=operator.round_up
-        )
         heads = network.heads()
-        bias = torch.stack([head.offset(cells) for head in heads]).sum(0)
-        offset = operator.offset + obs_project(bias.repeat(len(times))[None], plan)[0]
-        return cls(network, model, times, [head.plan(cells) for head in heads], plan, offset, chunk)
+        time, cell = operator.index // size, operator.index % size
+        bias = torch.stack([head.offset(cell.flatten()) for head in heads]).sum(0).reshape(cell.shape)
+        offset = operator.offset + (bias * operator.weight).sum(-1)
+        merged = merge(heads[0], operator.index, operator.weight, size) if len(heads) == 1 else None
+        if merged is not None:
+            plans, index, weight = [merged.plan], merged.where, merged.weight
+        else:
+            cells, at = cell.unique(return_inverse=True)
+            plans, index, weight = [head.plan(cells) for head in heads], time * len(cells) + at, operator.weight
+        plan = ObservationPlan.from_stencil(index, weight, len(times) * plans[0].size, round_up=operator.round_up)
+        return cls(network, model, times, plans, plan, offset, chunk)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

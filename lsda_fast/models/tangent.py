@@ -7,6 +7,7 @@ derivative is nearly the same everywhere (decoders are close to linear at the si
 increments fit it, and one convolution serves every member, iteration and noise level of an analysis.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,30 @@ from lsda_fast.models.head import Head
 from lsda_fast.models.layers import geo_pad
 from lsda_fast.prior import Linearization
 
-__all__ = ["PatchTangent"]
+__all__ = ["PatchTangent", "once", "tangent_samples"]
+
+Made = Callable[[Tensor], Tensor]
+
+
+def tangent_samples(latent: Sequence[int], state: Sequence[int]) -> int:
+    """How many increments fit it, for latents (k, h, w) of states (C, H, W); 0 where places are too few, or no grid."""
+    if len(latent) != 3 or state[1] % latent[1] or state[2] % latent[2]:
+        return 0
+    k, h, w = latent
+    count = max(8, math.ceil(4 * 9 * k / (h * w)))
+    return count if count <= 256 else 0
+
+
+def once(make: Callable[[Counter[str]], Made]) -> Callable[[Counter[str]], Made]:
+    """The same, made when first asked for."""
+    made: list[Made] = []
+
+    def get(evaluations: Counter[str]) -> Made:
+        if not made:
+            made.append(make(evaluations))
+        return made[0]
+
+    return get
 
 
 class PatchTangent:
@@ -28,7 +52,7 @@ class PatchTangent:
     ----------
     decode : callable (M, k, h, w) -> (M, C, H, W)
         H and W are multiples of h and w.
-    z : Tensor, shape (1, k, h, w)
+    z : Tensor, shape (1 or N, k, h, w)
         Where the derivative is taken.
     increments : Tensor, shape (N, k, h, w)
         As the errors of the latent are distributed.

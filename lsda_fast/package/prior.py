@@ -5,7 +5,6 @@ of u is the identity. Of a plain one it is z itself, around z_b, with the varian
 one. The denoiser's prediction becomes E[z | z_t, z_b] here.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +21,7 @@ from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
 from lsda_fast.models.precision import lowered
-from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
 from lsda_fast.models.whitening import Coloring
 from lsda_fast.package.external import External
 from lsda_fast.prior import Derivative, Differentiable, EigenCovariance, Prior
@@ -197,24 +196,17 @@ def _tangent(
     package: "Package", z_b: Tensor, linear: Differentiable, path: _Path
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
     """The decoder's stand-in around a background latent, fitted when first asked for."""
-    (_, H, W), whitening = package.layout.shape, package.modules.get("whitening")
-    if len(package.latent_shape) != 3 or H % package.latent_shape[1] or W % package.latent_shape[2]:
+    count, whitening = tangent_samples(package.latent_shape, package.layout.shape), package.modules.get("whitening")
+    if not count:
         return None
-    k, h, w = package.latent_shape
-    count = max(8, math.ceil(4 * 9 * k / (h * w)))
-    if count > 256:
-        return None  # too few places to fit a convolution to
     color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
-    made: list[Callable[[Tensor], Tensor]] = []
+    model = package.autoencoder
+    decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
-        if not made:
-            u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
-            grid, model = package.layout.grid, package.autoencoder
-            by_hand = path.fused and has_derivatives(model)
-            decode = headed_decode(model, path.low(model)) if by_hand else model.decode
-            fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles)
-            made.append(_decoder(fitted, linear, path))
-        return made[0]
+        grid = package.layout.grid
+        u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
+        fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles)
+        return _decoder(fitted, linear, path)
 
-    return make
+    return once(make)

@@ -12,20 +12,24 @@ like) give the whole estimate, composed in the same way.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lsda_fast.diffusion.noise import normal
 from lsda_fast.diffusion.prediction import to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import TrajectoryCovariance
 from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
+from lsda_fast.models.observed import headed_decode
+from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
 from lsda_fast.models.window_input import window_input
 from lsda_fast.package.external import External
 from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
@@ -85,6 +89,7 @@ def trajectory_prior(
         _Denoiser(covariance if base or not correction else None, windows),
         decode,
         encode=decode.encode,
+        tangent=_tangent(package, decode, covariance, origin),
         variance=None if model is None else model.variance().expand(shape).contiguous(),
         covariance=covariance,
         origin=origin,
@@ -137,6 +142,45 @@ def _windows(
     if fused and not isinstance(network, External):
         network = fused_network(network)
     return lambda level: Composed(_Estimate(package.prediction, network, base, season, level), window.size, chunk)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The linear part of ``StationaryTrajectories.restore``."""
+
+    std: Tensor
+
+    def restore(self, v: Tensor) -> Tensor:
+        """Increments of latents, from those of v."""
+        return self.std * v
+
+
+def _tangent(
+    package: "Package", decoder: TrajectoryDecoder, covariance: TrajectoryCovariance | None, origin: Tensor | None
+) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
+    """The decoder's stand-in, one for all times: fitted to increments of the prior, around its mean or the origin."""
+    model, count = decoder.model, tangent_samples(package.latent_shape, package.layout.shape)
+    if not count:
+        return None
+    spread = None if model is None else _Spread(model.std)
+    own = package.autoencoder
+    decode = headed_decode(own, own) if decoder.headed else own.decode
+
+    def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
+        grid = package.layout.grid
+        draws = range(-(-count // decoder.length))
+        v = normal(
+            (decoder.length, *package.latent_shape), seed=0, members=draws, dtype=package.dtype, device=package.device
+        )
+        if covariance is not None:
+            v = covariance.apply(v, torch.sqrt)
+        points = v.new_zeros(v.shape) if origin is None else origin.expand_as(v)
+        z, dz = (t if part is None else part.restore(t) for t, part in ((points, model), (v, spread)))
+        z, dz = (t.flatten(0, 1)[:count] for t in (z, dz))
+        fitted = PatchTangent(decode, z, dz, evaluations, periodic=grid.periodic, poles=grid.poles)
+        return replace(decoder, autoencoder=fitted, model=spread)
+
+    return once(make)
 
 
 @dataclass(frozen=True, eq=False)
