@@ -36,8 +36,7 @@ Period = tuple[str, str]
 class WindowAssimilator(Assimilation):
     """Assimilate observations of a window with a package that has a prior of trajectories.
 
-    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU, and the
-    precision is the package's own.
+    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU.
     """
 
     def __call__(
@@ -156,13 +155,12 @@ class WindowAssimilator(Assimilation):
             season=torch.from_numpy(calendar(times)),
             correction=self.correction,
             fused=self.backend.name == "fused",
+            precision=self.precision,
         )
         return Case(prior, self._padded(observed), observed, reasons)
 
     def _period(self, window: Period | None, background: xr.Dataset | None) -> tuple[pd.DatetimeIndex, Tensor | None]:
         """The states' times, and the background there, normalised (T, C, H, W), NaN where it has none."""
-        if self.precision != self.package.dtype:
-            raise InputError(f"precision {self.precision} came for a window; accepted there is {self.package.dtype}")
         if self.package.window is None:
             raise InputError("the package has no prior of trajectories; accepted is one that was trained with a window")
         if background is None:

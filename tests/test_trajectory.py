@@ -12,6 +12,7 @@ from lsda_fast.grid import Channel, Grid, Normalization
 from lsda_fast.guidance import DPS, MMPS, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.layout import StateLayout
 from lsda_fast.models import (
+    AUTOENCODERS,
     WINDOWS,
     IdentityAutoencoder,
     ResidualAutoencoder,
@@ -373,3 +374,26 @@ def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(c
         InputError, match=r"an operator on \(24, 6, 8\) came; accepted is one on the trajectory, \(12, "
     ):
         plain.observe(longer)
+
+
+def test_a_lower_precision_is_of_the_matrix_products_of_both_networks():
+    torch.manual_seed(0)
+    latent, edges = (4, 3, 8), {"patch": 1, "width": 8, "depth": 1}
+    package = package_of(StationaryTrajectories(latent, rank=2))
+    network = build(WINDOWS, "transformer", {"latent_shape": latent, "width": 16, "depth": 1, "heads": 2})
+    torch.nn.init.normal_(network.network.head.weight)
+    autoencoder = build(AUTOENCODERS, "convolutional", {"shape": (2, 3, 8), "latent_channels": 4, **edges})
+    package.modules |= {"window": network, "autoencoder": autoencoder.requires_grad_(False)}
+    operator = SparseAffine(torch.arange(9)[:, None], torch.ones(9, 1), torch.zeros(9), (6 * 2, 3, 8))
+    z = torch.randn(2, 6, *latent)
+    found = []
+    for precision in (None, torch.float32, torch.bfloat16):
+        prior = package.trajectory(6, fused=True, precision=precision)
+        found.append((prior.denoise(z, prior.schedule.level(0.5)), prior.observe(operator)(z), prior.decode(z)))
+    for own, full, low in zip(*found):
+        assert torch.equal(own, full)
+        torch.testing.assert_close(low, full, atol=0.03 * float(full.std()), rtol=0)
+    differ = [not torch.equal(full, low) for _, full, low in zip(*found)]
+    assert differ == [True, True, False]
+    with pytest.raises(InputError, match=r"precision torch.bfloat16 came without fused=True"):
+        package.trajectory(6, precision=torch.bfloat16)

@@ -220,13 +220,6 @@ def test_a_package_without_trajectories() -> None:
         run(Observations.from_frame(stations()), window=WINDOW)
 
 
-def test_a_lower_precision_is_refused() -> None:
-    run = WindowAssimilator(independent_package())
-    run.precision = torch.bfloat16
-    with pytest.raises(InputError, match="for a window; accepted there is"):
-        run(Observations.from_frame(stations()), window=WINDOW)
-
-
 def test_what_is_observed_goes_to_other_times_unless_told_otherwise() -> None:
     package = independent_package()
     assert WindowAssimilator(package).sampler.guidance == LatentOptimization()

@@ -5,6 +5,7 @@ written out by hand. Latents go through in parts of ``chunk``; features of the f
 products, those of the others made anew.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from lsda_fast.kernels.head_plan import HeadPlan
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import Departures, obs_residual
+from lsda_fast.models.head import Head
 from lsda_fast.models.merged_head import merge
 from lsda_fast.models.observed import Observed, cell_derivative, cell_values
 from lsda_fast.observations.affine import SparseAffine
@@ -38,10 +40,16 @@ class HeadedTrajectory:
 
     @classmethod
     def of(
-        cls, network: Any, model: Any, times: Tensor, operator: SparseAffine, size: int, chunk: int
+        cls,
+        network: Any,
+        heads: Sequence[Head],
+        model: Any,
+        times: Tensor,
+        operator: SparseAffine,
+        size: int,
+        chunk: int,
     ) -> "HeadedTrajectory":
         """Of a stencil over the states of ``times`` alone, each of ``size`` numbers."""
-        heads = network.heads()
         time, cell = operator.index // size, operator.index % size
         bias = torch.stack([head.offset(cell.flatten()) for head in heads]).sum(0).reshape(cell.shape)
         offset = operator.offset + (bias * operator.weight).sum(-1)

@@ -231,6 +231,7 @@ class Package:
         correction: bool = True,
         chunk: int = 64,
         fused: bool = False,
+        precision: torch.dtype | None = None,
     ) -> Prior:
         """The prior over trajectories of ``length`` states (T), without a background.
 
@@ -251,6 +252,9 @@ class Package:
             Windows that go through the denoiser together, and latents through the decoder: what bounds the memory.
         fused : bool
             Whether stencils observe through the decoder's head, and networks run through the fused operations.
+        precision : torch.dtype, optional
+            Of the matrix products of the window network and of the observed decoder; the package's own when not given,
+            another with ``fused`` alone.
 
         Raises
         ------
@@ -258,9 +262,8 @@ class Package:
             A package that has no denoiser of windows, fewer states than a window has, other shapes, or
             ``correction=False`` for a package without a linear-Gaussian model.
         """
-        return trajectory_prior(
-            self, length, origin=origin, season=season, correction=correction, chunk=chunk, fused=fused
-        )
+        how: dict[str, Any] = {"origin": origin, "season": season, "correction": correction, "chunk": chunk}
+        return trajectory_prior(self, length, **how, fused=fused, precision=precision)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write the package; an existing one is replaced only when the new one is whole.

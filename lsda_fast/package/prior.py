@@ -7,7 +7,7 @@ one. The denoiser's prediction becomes E[z | z_t, z_b] here.
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +20,16 @@ from lsda_fast.models import FullWhitening, Whitening
 from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
-from lsda_fast.models.precision import lowered
 from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
 from lsda_fast.models.whitening import Coloring
 from lsda_fast.package.external import External
+from lsda_fast.package.network_path import NetworkPath
 from lsda_fast.prior import Derivative, Differentiable, EigenCovariance, Prior
 
 if TYPE_CHECKING:
     from lsda_fast.package.package import Package
 
 __all__ = ["analysis_prior", "from_latent", "to_latent"]
-
-
-class _Path(NamedTuple):
-    """How the networks run: through the fused operations or not, and the precision of their matrix products."""
-
-    fused: bool
-    precision: torch.dtype
-
-    def low(self, network: Any) -> Any:
-        """The network in that precision; what is not torch's stays."""
-        parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-        if parameter is None or parameter.dtype == self.precision:
-            return network
-        return lowered(network, self.precision)
 
 
 @torch.no_grad()
@@ -67,9 +53,7 @@ def analysis_prior(
         raise InputError("the package says that it is whitened but holds no whitening")
     if not correction and not package.whitened:
         raise InputError("correction=False needs a whitened package: only there is the linear-Gaussian part a prior")
-    if precision not in (None, package.dtype) and not fused:
-        raise InputError(f"precision {precision} came without fused=True; accepted there is {package.dtype}")
-    path = _Path(fused, precision or package.dtype)
+    path = NetworkPath.of(package.dtype, fused, precision)
     denoise, prepared = _denoise(package, z_b, calendar, path) if correction else (_linear_gaussian, ())
     whitening = package.modules.get("whitening")
     coloring = whitening.coloring() if package.whitened and isinstance(whitening, Whitening) else None
@@ -114,7 +98,7 @@ def _background_latent(package: "Package", background: Tensor) -> Tensor:
     )
 
 
-def _decoder(model: Any, latent: Differentiable, path: _Path) -> Callable[[Tensor], Tensor]:
+def _decoder(model: Any, latent: Differentiable, path: NetworkPath) -> Callable[[Tensor], Tensor]:
     """The model's decoder after the map from the sampler's variable to its latent; with its heads if asked."""
     if not path.fused or not hasattr(model, "heads"):
         return lambda u: model.decode(latent(u))
@@ -168,7 +152,7 @@ def _variance(whitening: nn.Module | None, latent_shape: tuple[int, ...]) -> Ten
 
 
 def _denoise(
-    package: "Package", z_b: Tensor, calendar: Tensor | None, path: _Path
+    package: "Package", z_b: Tensor, calendar: Tensor | None, path: NetworkPath
 ) -> tuple[Callable[[Tensor, Level], Tensor], tuple[Tensor, ...]]:
     """E[z | z_t, z_b] by the package's denoiser, and what it has prepared."""
     network: Any = package.modules["denoiser"]
@@ -193,7 +177,7 @@ def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
 
 
 def _tangent(
-    package: "Package", z_b: Tensor, linear: Differentiable, path: _Path
+    package: "Package", z_b: Tensor, linear: Differentiable, path: NetworkPath
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
     """The decoder's stand-in around a background latent, fitted when first asked for."""
     count, whitening = tangent_samples(package.latent_shape, package.layout.shape), package.modules.get("whitening")

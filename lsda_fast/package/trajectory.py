@@ -32,6 +32,7 @@ from lsda_fast.models.observed import headed_decode
 from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
 from lsda_fast.models.window_input import window_input
 from lsda_fast.package.external import External
+from lsda_fast.package.network_path import NetworkPath
 from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
 from lsda_fast.prior import Derivative, Prior
 from lsda_fast.trajectory import Composed
@@ -52,6 +53,7 @@ def trajectory_prior(
     correction: bool = True,
     chunk: int = 64,
     fused: bool = False,
+    precision: torch.dtype | None = None,
 ) -> Prior:
     """The prior over trajectories; see ``Package.trajectory``."""
     if package.window is None:
@@ -61,6 +63,7 @@ def trajectory_prior(
     for name, value, accepted in (("origin", origin, shape), ("season", season, (length, 4))):
         if value is not None and tuple(value.shape) != accepted:
             raise InputError(f"{name} has shape {tuple(value.shape)}; accepted is {accepted}")
+    path = NetworkPath.of(package.dtype, fused, precision)
     model: Any = package.modules.get("trajectory")
     if model is None and (not correction or package.prediction == "wiener"):
         raise InputError(
@@ -80,8 +83,9 @@ def trajectory_prior(
         length,
         chunk,
         headed=fused and has_derivatives(package.autoencoder),
+        network=path.low(package.autoencoder),
     )
-    windows = _windows(package, base, season, chunk, fused) if correction else None
+    windows = _windows(package, base, season, chunk, path) if correction else None
     read = (covariance.tensors if covariance else ()) + (base.tensors if base else ())
     return Prior(
         package.schedule,
@@ -135,12 +139,12 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _windows(
-    package: "Package", base: TrajectoryCovariance | None, season: Tensor | None, chunk: int, fused: bool
+    package: "Package", base: TrajectoryCovariance | None, season: Tensor | None, chunk: int, path: NetworkPath
 ) -> Callable[[Level], Composed]:
     window, network = package.window, package.modules["window"]
     assert window is not None
-    if fused and not isinstance(network, External):
-        network = fused_network(network)
+    if path.fused and not isinstance(network, External):
+        network = fused_network(path.low(network))
     return lambda level: Composed(_Estimate(package.prediction, network, base, season, level), window.size, chunk)
 
 
@@ -164,7 +168,7 @@ def _tangent(
         return None
     spread = None if model is None else _Spread(model.std)
     own = package.autoencoder
-    decode = headed_decode(own, own) if decoder.headed else own.decode
+    decode = headed_decode(own, decoder.network) if decoder.headed else own.decode
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
         grid = package.layout.grid
@@ -178,7 +182,7 @@ def _tangent(
         z, dz = (t if part is None else part.restore(t) for t, part in ((points, model), (v, spread)))
         z, dz = (t.flatten(0, 1)[:count] for t in (z, dz))
         fitted = PatchTangent(decode, z, dz, evaluations, periodic=grid.periodic, poles=grid.poles)
-        return replace(decoder, autoencoder=fitted, model=spread)
+        return replace(decoder, autoencoder=fitted, network=fitted, model=spread)
 
     return once(make)
 

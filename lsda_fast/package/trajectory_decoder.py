@@ -39,6 +39,8 @@ class TrajectoryDecoder:
         Latents that are decoded together, those of all members counted.
     headed : bool
         Whether stencils observe through the decoder's heads (``models.observed_trajectory``).
+    network : Any, optional
+        What makes the features of the heads, the autoencoder itself when not given: it in a lower precision.
     """
 
     autoencoder: Any
@@ -47,6 +49,7 @@ class TrajectoryDecoder:
     length: int
     chunk: int = 64
     headed: bool = False
+    network: Any = None
     _made: WeakKeyDictionary[SparseAffine, Any] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -108,7 +111,8 @@ class TrajectoryDecoder:
         compact = copy(operator)
         compact.index, compact.shape = at * size + index % size, (len(times) * C, H, W)
         if self.headed:
-            return HeadedTrajectory.of(self.autoencoder, self.model, times, compact, size, self.chunk)
+            network, heads = self.network or self.autoencoder, self.autoencoder.heads()
+            return HeadedTrajectory.of(network, heads, self.model, times, compact, size, self.chunk)
         return self._observed(compact, times)
 
     def _observed(self, operator: Callable[[Tensor], Tensor], times: Tensor | None = None) -> Differentiable:
