@@ -68,9 +68,9 @@ WAYS = {
         False,
         {
             "guidance": LatentOptimization(
-                GaussNewton(outer=1, cg=10, halvings=0), prior_covariance="stationary", antithetic=True
+                GaussNewton(outer=1, cg=1, halvings=0, precondition=10), prior_covariance="stationary", antithetic=True
             ),
-            "steps": 4,
+            "steps": 3,
         },
         "auto",
     ),
