@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsda_fast.kernels.norm_silu import norm_silu_products
-from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, geo_pad
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, geo_fold, geo_pad
 from lsda_fast.prior import Derivative
 
 __all__ = ["chain", "derivative", "product", "residual"]
@@ -143,27 +143,3 @@ def _(module: nn.GELU, x: Tensor) -> Derivative:
     below = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     slope = below + x * density
     return Derivative(x * below, lambda v: slope * v, lambda u: slope * u)
-
-
-def geo_fold(u: Tensor, n: int, periodic: bool, poles: Sequence[bool]) -> Tensor:
-    """The adjoint of ``geo_pad``, (M, C, H + 2 n, W + 2 n) -> (M, C, H, W): padding goes to what it is a copy of."""
-    if n == 0:
-        return u
-    west, east = u[..., :n], u[..., -n:]
-    u = u[..., n:-n].clone(memory_format=torch.preserve_format)
-    if periodic:
-        u[..., -n:] += west
-        u[..., :n] += east
-    else:
-        u[..., :1] += west.sum(-1, keepdim=True)
-        u[..., -1:] += east.sum(-1, keepdim=True)
-    north, south = u[..., :n, :], u[..., -n:, :]
-    x = u[..., n:-n, :]
-    half = x.shape[-1] // 2
-    for rows, edge, far, pole in ((north, x[..., :n, :], x[..., :1, :], poles[0]),
-                                  (south, x[..., -n:, :], x[..., -1:, :], poles[1])):  # fmt: skip
-        if periodic and pole:
-            edge += rows.roll(-half, -1).flip(-2)
-        else:
-            far += rows.sum(-2, keepdim=True)
-    return x

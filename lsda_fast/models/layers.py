@@ -35,6 +35,30 @@ def geo_pad(x: Tensor, n: int, periodic: bool, poles: Sequence[bool] = (True, Tr
     return torch.cat([*[x[..., :1]] * n, x, *[x[..., -1:]] * n], dim=-1)
 
 
+def geo_fold(u: Tensor, n: int, periodic: bool, poles: Sequence[bool]) -> Tensor:
+    """The adjoint of ``geo_pad``, (M, C, H + 2 n, W + 2 n) -> (M, C, H, W): padding goes to what it is a copy of."""
+    if n == 0:
+        return u
+    west, east = u[..., :n], u[..., -n:]
+    u = u[..., n:-n].clone(memory_format=torch.preserve_format)
+    if periodic:
+        u[..., -n:] += west
+        u[..., :n] += east
+    else:
+        u[..., :1] += west.sum(-1, keepdim=True)
+        u[..., -1:] += east.sum(-1, keepdim=True)
+    north, south = u[..., :n, :], u[..., -n:, :]
+    x = u[..., n:-n, :]
+    half = x.shape[-1] // 2
+    for rows, edge, far, pole in ((north, x[..., :n, :], x[..., :1, :], poles[0]),
+                                  (south, x[..., -n:, :], x[..., -1:, :], poles[1])):  # fmt: skip
+        if periodic and pole:
+            edge += rows.roll(-half, -1).flip(-2)
+        else:
+            far += rows.sum(-2, keepdim=True)
+    return x
+
+
 class GeoConv2d(nn.Module):
     """A convolution of odd kernel that keeps the grid, padded by ``geo_pad``."""
 
