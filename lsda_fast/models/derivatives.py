@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.norm_silu import norm_silu_products
-from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, geo_fold, geo_pad
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock
 from lsda_fast.prior import Derivative
 
 __all__ = ["chain", "derivative", "product", "residual"]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.head_plan import HeadPlan
-from lsda_fast.models.layers import GeoConv2d, geo_fold, geo_pad
+from lsda_fast.models.layers import GeoConv2d
 
 __all__ = ["Head"]
 

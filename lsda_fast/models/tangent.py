@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models.head import Head
-from lsda_fast.models.layers import geo_pad
 from lsda_fast.prior import Linearization
 
 __all__ = ["PatchTangent"]
