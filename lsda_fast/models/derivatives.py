@@ -108,12 +108,23 @@ def _(module: nn.Linear, x: Tensor) -> Derivative:
 
 @derivative.register
 def _(module: nn.Conv2d, x: Tensor) -> Derivative:
-    W = module.weight
+    if module.kernel_size == (1, 1):
+        return _pointwise(module, x)
+    # As the images lie: torch would copy it so for every product.
+    W = module.weight.contiguous(memory_format=torch.channels_last)
     return Derivative(
-        module(x),
+        F.conv2d(x.to(W.dtype), W, module.bias).to(x.dtype),
         lambda v: F.conv2d(v.to(W.dtype), W).to(v.dtype),
         lambda u: F.conv_transpose2d(u.to(W.dtype), W).to(u.dtype),
     )
+
+
+def _pointwise(module: nn.Conv2d, x: Tensor) -> Derivative:
+    """A convolution of one place: a linear layer of the channels, which lie last in memory."""
+    W = module.weight.flatten(1)
+    of_channels = lambda t, M: product(t.movedim(1, -1), M).movedim(-1, 1)  # noqa: E731
+    y = F.linear(x.movedim(1, -1).to(W.dtype), W, module.bias).to(x.dtype)
+    return Derivative(y.movedim(-1, 1), lambda v: of_channels(v, W.T), lambda u: of_channels(u, W))
 
 
 @derivative.register
