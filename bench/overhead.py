@@ -32,7 +32,9 @@ CATEGORIES = {
     ),
     "norms and activations": ("norm", "silu", "gelu", "erf"),
     "operator": ("lsda::obs_",),
-    "padding and layout": ("copy_", "cat", "shuffle", "clone", "im2col", "col2im", "roll", "flip", "index"),
+    "padding and layout": (
+        *("copy_", "cat", "shuffle", "clone", "im2col", "col2im", "roll", "flip", "index", "lsda::geo_"),
+    ),
 }  # fmt: skip
 
 

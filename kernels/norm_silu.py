@@ -16,6 +16,7 @@ rows. A token is a row with S = 1.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from lsda_fast.kernels.standard import Standard, affine, split
 __all__ = ["norm_silu", "norm_silu_products"]
 
 Map = Callable[[Tensor], Tensor]
+Maybe = Tensor | None
 
 LAYOUTS = ("tokens", "planes", "last")
 PRODUCTS = ("value", "jvp", "vjp")
@@ -90,25 +92,15 @@ def norm_silu_products(
     flat = slices(x)
     y = back(VALUE(flat, a, b, *settings))
 
-    def product(operation: Operation) -> Map:
-        def apply(t: Tensor) -> Tensor:
-            t = slices(t)
-            return back(operation(t, *rows_for(t, flat), a, b, *settings))
+    def product(operation: Operation, t: Tensor) -> Tensor:
+        t = slices(t)
+        return back(operation(t, *rows_for(t, flat), a, b, *settings))
 
-        return apply
-
-    return y, product(JVP), product(VJP)
+    return y, partial(product, JVP), partial(product, VJP)
 
 
 def _slices(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int | None,
-    eps: float,
-    silu: bool,
+    x: Tensor, weight: Maybe, bias: Maybe, scale: Maybe, shift: Maybe, groups: int | None, eps: float, silu: bool
 ) -> tuple[Map, Tensor, Tensor, tuple[int, bool, float, bool], Map]:
     """How x becomes slices, a and b, the operations' settings, and how slices become x's shape and format."""
     if x.ndim < 2 or (groups and x.shape[1] % groups):
