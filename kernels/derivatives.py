@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from lsda_fast.errors import InputError
 from lsda_fast.kernels.registry import Operation, recorded
 
-__all__ = ["call", "first_order", "last", "more_rows"]
+__all__ = ["call", "first_order", "last", "more_rows", "rows_for"]
 
 
 def call(function: Any, operation: Operation, *arguments: Any) -> Any:
@@ -61,6 +61,13 @@ class _Last(torch.autograd.Function):
         raise InputError(f"a second derivative of {ctx.name}; accepted: first derivatives")
 
     jvp = backward
+
+
+def rows_for(directions: Tensor, *points: Tensor | None) -> list[Any]:
+    """The points' tensors for as many rows of directions: those of one member serve any number of members."""
+    first = next(p for p in points if p is not None)
+    count = len(directions) // max(len(first), 1)
+    return [p if p is None or count == 1 else p.repeat(count, *[1] * (p.ndim - 1)) for p in points]
 
 
 def more_rows(function: Any, info: Any, dims: tuple, *arguments: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsda_fast.kernels.derivatives import call
+from lsda_fast.kernels.derivatives import call, more_rows
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["nothing", "transposes"]
@@ -48,6 +48,10 @@ def _call(operation: Operation, transpose: Call) -> Call:
         @staticmethod
         def backward(ctx: Any, u: Tensor) -> tuple:
             return transpose(u.contiguous(), *ctx.rest), *[None] * len(ctx.rest)
+
+        @staticmethod
+        def vmap(info: Any, dims: tuple, u: Tensor, *rest: Any) -> tuple[Any, Any]:
+            return more_rows(Linear, info, dims, u, *rest)
 
         @staticmethod
         def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:

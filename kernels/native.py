@@ -21,7 +21,7 @@ from lsda_fast.errors import InputError
 __all__ = ["ABI", "TITLES", "Module", "about", "load", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
-ABI = 5
+ABI = 6
 
 # What a module's code is called.
 TITLES = {"cpu": "C++", "cuda": "CUDA C++"}
@@ -62,12 +62,12 @@ def about() -> str:
 
 
 def run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a function for this dtype, in the module for the first tensor's device: tensors go by address.
+    """Call a function for numbers of this size, in the module for the first tensor's device: tensors go by address.
 
     On the CPU torch's number of threads comes last, on a GPU its number and torch's stream of the moment.
     """
     device = next(a.device for a in arguments if isinstance(a, Tensor))
-    function = getattr(load(device.type).code, f"{name}_{32 if dtype == torch.float32 else 64}")
+    function = getattr(load(device.type).code, f"{name}_{8 * dtype.itemsize}")
     if device.type == "cpu":
         function(*map(_address, arguments), torch.get_num_threads())
     else:

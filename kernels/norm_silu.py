@@ -14,7 +14,9 @@ The operation itself sees slices: x (R, C, S), or (R, S, C) where the channels l
 rows. A token is a row with S = 1.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import native, triton
-from lsda_fast.kernels.derivatives import call, first_order, more_rows
+from lsda_fast.kernels.derivatives import call, first_order, more_rows, rows_for
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import Standard, affine, split
@@ -31,6 +33,7 @@ from lsda_fast.kernels.standard import Standard, affine, split
 __all__ = ["norm_silu", "norm_silu_products"]
 
 Map = Callable[[Tensor], Tensor]
+Maybe = Tensor | None
 
 LAYOUTS = ("tokens", "planes", "last")
 PRODUCTS = ("value", "jvp", "vjp")
@@ -84,23 +87,20 @@ def norm_silu_products(
     eps: float = 1e-5,
     silu: bool = True,
 ) -> tuple[Tensor, Map, Map]:
-    """The value, v -> J v and u -> J' u, past autograd; as ``norm_silu``."""
+    """The value, v -> J v and u -> J' u, past autograd; as ``norm_silu``. One member takes any number of v and u."""
     slices, a, b, settings, back = _slices(x, weight, bias, None, None, groups, eps, silu)
     flat = slices(x)
     y = back(VALUE(flat, a, b, *settings))
-    product = lambda operation: lambda t: back(operation(slices(t), flat, a, b, *settings))  # noqa: E731
-    return y, product(JVP), product(VJP)
+
+    def product(operation: Operation, t: Tensor) -> Tensor:
+        t = slices(t)
+        return back(operation(t, *rows_for(t, flat), a, b, *settings))
+
+    return y, partial(product, JVP), partial(product, VJP)
 
 
 def _slices(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int | None,
-    eps: float,
-    silu: bool,
+    x: Tensor, weight: Maybe, bias: Maybe, scale: Maybe, shift: Maybe, groups: int | None, eps: float, silu: bool
 ) -> tuple[Map, Tensor, Tensor, tuple[int, bool, float, bool], Map]:
     """How x becomes slices, a and b, the operations' settings, and how slices become x's shape and format."""
     if x.ndim < 2 or (groups and x.shape[1] % groups):
@@ -111,14 +111,14 @@ def _slices(
     place = x.permute(0, 2, 3, 1) if images else x
     C = place.shape[-1] if last else place.shape[1]
     a, b = affine(x, C, weight, bias, scale, shift)
-    flat = (x.numel() // C if C else 0, 1, C) if groups is None else (len(x), -1, C) if last else (len(x), C, -1)
-    shape = place.shape
+    shape, S = place.shape[1:], math.prod(place.shape[1:-1] if last else place.shape[2:])
 
     def slices(t: Tensor) -> Tensor:
+        flat = (len(t) * S, 1, C) if groups is None else (len(t), S, C) if last else (len(t), C, S)
         return (t.permute(0, 2, 3, 1) if images else t).contiguous().reshape(flat)
 
     def back(y: Tensor) -> Tensor:
-        y = y.reshape(shape)
+        y = y.reshape(len(y) if groups else len(y) // max(S, 1), *shape)
         return y.permute(0, 3, 1, 2) if images else y
 
     return slices, a, b, (groups or 1, last, eps, silu), back

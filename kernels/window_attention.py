@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels import triton
-from lsda_fast.kernels.derivatives import call, first_order, more_rows
+from lsda_fast.kernels.derivatives import call, first_order, more_rows, rows_for
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
@@ -60,26 +60,25 @@ def window_attention(qkv: Tensor, bias: Tensor | None = None) -> Tensor:
 def window_attention_products(qkv: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Map, Map]:
     """The value, v -> J v and u -> J' u, past autograd; as ``window_attention``.
 
-    Native code keeps qkv and O, and makes A again: in the papers' size A is 4 GB a member. Plain torch keeps A: a
-    product then takes 0.5 to 0.8 of the time (bench/attention.py), for H L numbers a token, fewer than the rest of a
-    transformer block keeps while L is below some 12 d.
+    The windows of one member take any number of v and u. Native code keeps qkv and O, and makes A again: in the papers'
+    size A is 4 GB a member. Plain torch keeps A: a product then takes 0.5 to 0.8 of the time (bench/attention.py), for
+    H L numbers a token, fewer than the rest of a transformer block keeps while L is below some 12 d.
     """
     _check(qkv, bias)
     qkv = qkv.contiguous()
     if VALUE.choose(qkv, bias).implementation != "reference":
         o = VALUE(qkv, bias)
-        rest = (qkv, o, bias)
         return (
             o,
-            lambda v: call(_JVP, JVP, v.contiguous(), *rest),
-            lambda u: call(_VJP, VJP, u.contiguous(), *rest),
+            lambda v: call(_JVP, JVP, v.contiguous(), *rows_for(v, qkv, o), bias),
+            lambda u: call(_VJP, VJP, u.contiguous(), *rows_for(u, qkv, o), bias),
         )
     with torch.no_grad():
         q, k, v = _heads(qkv)
         A = _weights(q, k, bias)
         O = A @ v
     kept = (q, k, v, A, O)
-    return _tokens(O, qkv), lambda t: _tangent(t, *kept), lambda u: _cotangent(u, *kept)
+    return _tokens(O, qkv), lambda t: _tangent(t, *rows_for(t, *kept)), lambda u: _cotangent(u, *rows_for(u, *kept))
 
 
 def attention_reference(qkv: Tensor, bias: Tensor | None) -> Tensor:

@@ -118,7 +118,8 @@ def observe(decode: Callable[[Tensor], Tensor], operator: Callable[[Tensor], Ten
 class Derivative(NamedTuple):
     """A function at a point (M, ...): its value, v -> J v, u -> J' u, and u -> J J' u where that is cheaper at once.
 
-    The members never mix.
+    The members never mix. A point of one member takes directions of any number, where the derivative is torch.func's
+    or written out layer by layer (``models.derivatives``).
     """
 
     value: Tensor
@@ -134,7 +135,12 @@ class Derivative(NamedTuple):
             return own(point)
         point = point.contiguous()  # forward mode writes beside it, and refuses what is expanded
         pair: Any = torch.func.vjp(function, point)
-        return cls(pair[0], lambda v: torch.func.jvp(function, (point,), (v.contiguous(),))[1], lambda u: pair[1](u)[0])
+
+        def jvp(v: Tensor) -> Tensor:
+            at = point if len(point) == len(v) else point.expand_as(v).contiguous()
+            return torch.func.jvp(function, (at,), (v.contiguous(),))[1]
+
+        return cls(pair[0], jvp, lambda u: pair[1](u)[0])
 
 
 @dataclass(frozen=True)

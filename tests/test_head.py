@@ -209,3 +209,13 @@ def test_the_head_of_no_autoencoder_goes_where_it_goes() -> None:
     assert [(t.device.type, t.dtype) for t in (moved.heads()[0].weight, moved.heads()[0].bias)] == [
         ("meta", torch.float64)
     ] * 2
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_one_point_takes_any_number_of_directions(settings):
+    decoder = model(settings)
+    z, v = (torch.randn(n, *decoder.latent_shape, dtype=torch.float64) for n in (1, 3))
+    with torch.no_grad():
+        for decode in (headed_decode(decoder), decoder.decode):
+            one, many = Derivative.of(decode, z), Derivative.of(decode, z.expand_as(v))
+            torch.testing.assert_close(one.jvp(v), many.jvp(v), rtol=1e-12, atol=1e-12)

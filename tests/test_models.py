@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
+from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models import (
     AUTOENCODERS,
     ConvolutionalAutoencoder,
@@ -22,7 +23,7 @@ from lsda_fast.models import (
     build,
     build_autoencoder,
 )
-from lsda_fast.models.layers import GeoConv2d, GroupNorm, geo_pad
+from lsda_fast.models.layers import GeoConv2d, GroupNorm
 from lsda_fast.training.config import DenoiserConfig
 from lsda_fast.training.losses import denoiser_loss
 

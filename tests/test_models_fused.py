@@ -22,6 +22,7 @@ from lsda_fast.prior import Linearization
 SHAPE, LATENT = (3, 8, 16), (4, 4, 8)
 LEVEL = Schedule.edm().level(0.5)
 EVERY_NORM = {"norm_silu", "gated_residual_norm"}
+CONVOLUTIONS = {"norm_silu", "geo_pad"}
 TRANSFORMER = {*EVERY_NORM, "window_attention"}
 
 
@@ -65,8 +66,8 @@ def transformer(**settings):
 
 
 CASES = {
-    "convolutional decoder": (convolutional, lambda m, z: m.decode(z), LATENT, {"norm_silu"}),
-    "convolutional encoder": (convolutional, lambda m, x: m.encode(x), SHAPE, {"norm_silu"}),
+    "convolutional decoder": (convolutional, lambda m, z: m.decode(z), LATENT, CONVOLUTIONS),
+    "convolutional encoder": (convolutional, lambda m, x: m.encode(x), SHAPE, CONVOLUTIONS),
     "residual decoder": (
         lambda: ResidualAutoencoder(
             linear={"shape": SHAPE, "latent_channels": 4, "patch": (2, 2)},
@@ -74,7 +75,7 @@ CASES = {
         ),
         lambda m, z: m.decode(z),
         LATENT,
-        {"norm_silu"},
+        CONVOLUTIONS,
     ),
     "vit decoder": (vit, lambda m, z: m.decode(z), LATENT, TRANSFORMER),
     "vit encoder": (vit, lambda m, x: m.encode(x), SHAPE, TRANSFORMER),
@@ -87,7 +88,12 @@ CASES = {
         LATENT,
         TRANSFORMER,
     ),
-    "forecaster": (lambda: Forecaster(SHAPE, width=8), lambda m, x: m(x, x[:, 0, 0, :4]), SHAPE, {"norm_silu"}),
+    "forecaster": (
+        lambda: Forecaster(SHAPE, width=8),
+        lambda m, x: m(x, x[:, 0, 0, :4]),
+        SHAPE,
+        CONVOLUTIONS,
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from lsda_fast.diffusion import Level, Schedule
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Context, GaussNewton, LatentOptimization, Likelihood
-from lsda_fast.models.layers import geo_pad
+from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.prior import Prior
 

@@ -18,6 +18,7 @@ from lsda_fast.kernels import norm_silu as norm
 from lsda_fast.kernels import window_attention as attention
 from lsda_fast.kernels.adam_step import ADAM
 from lsda_fast.kernels.cg_step import cg_step
+from lsda_fast.kernels.geo_pad import FOLD
 from lsda_fast.kernels.head_plan import HeadPlan
 from lsda_fast.kernels.head_project import head_adjoint, head_project
 from lsda_fast.kernels.noise import NOISE, signed
@@ -36,6 +37,7 @@ __all__ = [
     "draws",
     "head",
     "observe",
+    "pad",
     "residual",
     "slices",
     "stream",
@@ -217,6 +219,12 @@ def slices(
     inputs = (x, a, b) if product == "value" else (t, x, a, b)
     has = ("vjp",) if product == "value" else ()
     return Case(inputs, lambda cast: lambda *inputs: operation(*inputs, *settings), has)
+
+
+def pad(operation: Any, draw: Draw, R: int, H: int, W: int, C: int, n: int, *edges: bool) -> Case:
+    """Images (R, H, W, C) and a margin of n; ``edges``: periodic, north, south."""
+    more = 2 * n if operation is FOLD else 0
+    return Case((draw.normal(R, H + more, W + more, C),), lambda cast: lambda x: operation(x, n, *edges), ("vjp",))
 
 
 def stream(product: str, draw: Draw, R: int, C: int, A: int, gated_: bool = True) -> Case:

@@ -15,12 +15,14 @@ from bench.cases.operation import (
     draws,
     head,
     observe,
+    pad,
     residual,
     slices,
     stream,
     transition,
     windows,
 )
+from lsda_fast.kernels.geo_pad import FOLD, PAD
 from lsda_fast.kernels.robust import Huber, VariationalQC
 
 __all__ = ["CASES", "WINDOWS"]
@@ -78,6 +80,18 @@ _FAR = {
     f"{label}, mean far from zero": (*_SLICES[label][:6], True, 256.0)
     for label in ("tokens", "planes", "channels last")
 }
+# R, H, W, C, n; periodic, north, south
+_PADS: dict[str, tuple] = {
+    "planes of the globe": (5, 7, 12, 1, 1, True, True, True),
+    "channels last": (3, 8, 10, 24, 1, True, True, True),
+    "a wide margin, odd columns": (2, 4, 7, 3, 3, True, True, True),
+    "one pole": (2, 6, 8, 5, 2, True, False, True),
+    "a band": (3, 5, 6, 4, 1, True, False, False),
+    "a region": (2, 5, 7, 6, 2, False, True, True),
+    "one row": (3, 1, 6, 2, 1, True, False, False),
+    "more than a block": (2, 70, 130, 33, 1, True, True, True),
+    "no member": (0, 4, 6, 3, 1, True, True, True),
+}
 # R, C, A, with a gate
 _STREAMS: dict[str, tuple] = {
     "tokens": (11, 160, 11),
@@ -121,6 +135,8 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "gated_residual_norm": _table(partial(stream, "value"), _STREAMS),
     "gated_residual_norm_jvp": _table(partial(stream, "jvp"), _STREAMS),
     "gated_residual_norm_vjp": _table(partial(stream, "vjp"), _STREAMS),
+    "geo_fold": _table(partial(pad, FOLD), _PADS),
+    "geo_pad": _table(partial(pad, PAD), _PADS),
     "head_adjoint": {},
     "head_project": {},
     "noise": _table(draws, _NOISE),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,12 +21,14 @@ from bench.cases.operation import (
     draws,
     head,
     observe,
+    pad,
     residual,
     slices,
     stream,
     transition,
     windows,
 )
+from lsda_fast.kernels.geo_pad import FOLD, PAD
 from lsda_fast.kernels.robust import Huber
 
 __all__ = ["WORKLOADS", "Sizes", "Workload"]
@@ -113,6 +115,12 @@ def _norm(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(f"{M} images of {places} x {width}, channels last", case, tensors * M * width * places)
 
 
+def _pad(operation: Any, s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, width, (H, W) = s.members, 8 * max(1, s.width // 256), s.state[1:]
+    case = pad(operation, draw, M, H, W, width, 1, True, True, True)
+    yield Workload(f"{M} images of {H} x {W} x {width}", case, 2 * M * width * H * W)
+
+
 def _stream(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     R, C = s.members * s.tokens, s.width
     tensors = 4 if product == "value" else 5
@@ -140,6 +148,8 @@ WORKLOADS: dict[str, Maker] = {
     "gated_residual_norm": partial(_stream, "value"),
     "gated_residual_norm_jvp": partial(_stream, "jvp"),
     "gated_residual_norm_vjp": partial(_stream, "vjp"),
+    "geo_fold": partial(_pad, FOLD),
+    "geo_pad": partial(_pad, PAD),
     "head_adjoint": partial(_head, "adjoint"),
     "head_project": partial(_head, "project"),
     "noise": _noise,

@@ -146,6 +146,19 @@ void gated_norm(int product, Address first, Address second, Address left, Addres
                            static_cast<lsda::Product>(product), threads);
 }
 
+template <class T>
+void geo_pad(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
+             bool periodic, bool north, bool south, int threads) {
+  lsda::cpu::geo_pad<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south}, threads);
+}
+
+template <class T>
+void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
+              bool periodic, bool north, bool south, int threads) {
+  lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south},
+                         threads);
+}
+
 void philox(Address words, Address counters, int64_t count, uint64_t key) {
   lsda::cpu::philox(at<uint32_t>(words), at<uint32_t>(counters), count, key);
 }
@@ -175,5 +188,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("norm_64", &norm<double>, unlocked);
   module.def("gated_norm_32", &gated_norm<float>, unlocked);
   module.def("gated_norm_64", &gated_norm<double>, unlocked);
+  module.def("geo_pad_16", &geo_pad<uint16_t>, unlocked);
+  module.def("geo_pad_32", &geo_pad<uint32_t>, unlocked);
+  module.def("geo_pad_64", &geo_pad<uint64_t>, unlocked);
+  module.def("geo_fold_32", &geo_fold<float>, unlocked);
+  module.def("geo_fold_64", &geo_fold<double>, unlocked);
   module.def("philox", &philox, unlocked);
 }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normalisation of slices, with what follows it, and its derivatives:
-//
 //   n = (x - mean) / sqrt(variance + eps),  p = a n + b,  y = p or silu(p).
-//
 // With s = 1 or silu'(p), D = diag(a s) and P v = (v - mean(v) - n mean(n v)) / sqrt(variance + eps), which is its own
 // transpose, the JVP is D P and the VJP P D. A slice is a token's channels (layer normalisation), or a group of
 // channels at all places, whose channels lie one after the other (planes) or side by side (last).
@@ -130,15 +128,21 @@ LSDA_INLINE void statistics(Piece<L, T>& piece, const T* x, double eps) {
   }
 }
 
-// out = P t.
+// mean(t) and mean(n t) of each slice.
 template <Layout L, class T>
-LSDA_INLINE void project(Piece<L, T>& piece, T* out, const T* t, const T* x) {
+LSDA_INLINE void moments(Piece<L, T>& piece, const T* t, const T* x) {
   sums<false>(piece, t, x);
   const double n = static_cast<double>(piece.size);
   for (int64_t c = 0; c < piece.slots(); ++c) {
     piece.m1[c] = static_cast<T>(piece.s1[c] / n);
     piece.m2[c] = static_cast<T>(piece.s2[c] / n) * piece.scale[c];
   }
+}
+
+// out = P t.
+template <Layout L, class T>
+LSDA_INLINE void project(Piece<L, T>& piece, T* out, const T* t, const T* x) {
+  moments(piece, t, x);
   constexpr bool many = Piece<L, T>::kColumnar;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
   const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0];
@@ -174,6 +178,24 @@ LSDA_INLINE void activate(const Piece<L, T>& piece, T* out, const T* t, const T*
   }
 }
 
+// out = D P t.
+template <bool kSilu, Layout L, class T>
+LSDA_INLINE void tangent(Piece<L, T>& piece, T* out, const T* t, const T* x, const T* a, const T* b) {
+  moments(piece, t, x);
+  constexpr bool many = Piece<L, T>::kColumnar, run = Piece<L, T>::kRun;
+  const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
+  const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0];
+  for (int64_t s = 0; s < piece.segments; ++s, out += piece.stride, t += piece.stride, x += piece.stride) {
+    const T a0 = a[run ? s : 0], b0 = b[run ? s : 0];
+#pragma omp simd
+    for (int64_t i = 0; i < piece.length; ++i) {
+      const T r = many ? scale[i] : scale0, normal = (x[i] - (many ? mean[i] : mean0)) * r, ai = run ? a0 : a[i];
+      const T projected = r * (t[i] - (many ? m1[i] : m10) - normal * (many ? m2[i] : m20));
+      out[i] = projected * (kSilu ? ai * silu_slope(normal * ai + (run ? b0 : b[i])) : ai);
+    }
+  }
+}
+
 template <Product kProduct, bool kSilu, Layout L, class T>
 LSDA_INLINE void norm_slices(const NormParams<T>& p, int64_t first, int64_t last) {
   Piece<L, T> piece;
@@ -186,8 +208,7 @@ LSDA_INLINE void norm_slices(const NormParams<T>& p, int64_t first, int64_t last
     if (kProduct == Product::value) {
       activate<kSilu, false>(piece, out, t, x, a, b);
     } else if (kProduct == Product::jvp) {
-      project(piece, out, t, x);
-      activate<kSilu, true>(piece, out, out, x, a, b);
+      tangent<kSilu>(piece, out, t, x, a, b);
     } else {
       activate<kSilu, true>(piece, out, t, x, a, b);
       project(piece, out, out, x);

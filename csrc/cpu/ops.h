@@ -5,6 +5,7 @@
 #include "core/adam_step.h"
 #include "core/cg_step.h"
 #include "core/gated_norm.h"
+#include "core/geo_pad.h"
 #include "core/head.h"
 #include "core/norm.h"
 #include "core/obs_adjoint.h"
@@ -45,6 +46,13 @@ void norm(const NormParams<T>& a, Product product, int threads) noexcept;
 
 template <class T>
 void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept;
+
+// Numbers of any kind, by their size.
+template <class T>
+void geo_pad(const PadParams<T>& a, int threads) noexcept;
+
+template <class T>
+void geo_fold(const PadParams<T>& a, int threads) noexcept;
 
 // (4, count) counters to (4, count) words.
 void philox(uint32_t* words, const uint32_t* counters, int64_t count, uint64_t key) noexcept;

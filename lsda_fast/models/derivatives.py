@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.norm_silu import norm_silu_products
-from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, geo_pad
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock
 from lsda_fast.prior import Derivative
 
 __all__ = ["chain", "derivative", "product", "residual"]
@@ -107,12 +108,23 @@ def _(module: nn.Linear, x: Tensor) -> Derivative:
 
 @derivative.register
 def _(module: nn.Conv2d, x: Tensor) -> Derivative:
-    W = module.weight
+    if module.kernel_size == (1, 1):
+        return _pointwise(module, x)
+    # As the images lie: torch would copy it so for every product.
+    W = module.weight.contiguous(memory_format=torch.channels_last)
     return Derivative(
-        module(x),
+        F.conv2d(x.to(W.dtype), W, module.bias).to(x.dtype),
         lambda v: F.conv2d(v.to(W.dtype), W).to(v.dtype),
         lambda u: F.conv_transpose2d(u.to(W.dtype), W).to(u.dtype),
     )
+
+
+def _pointwise(module: nn.Conv2d, x: Tensor) -> Derivative:
+    """A convolution of one place: a linear layer of the channels, which lie last in memory."""
+    W = module.weight.flatten(1)
+    of_channels = lambda t, M: product(t.movedim(1, -1), M).movedim(-1, 1)  # noqa: E731
+    y = F.linear(x.movedim(1, -1).to(W.dtype), W, module.bias).to(x.dtype)
+    return Derivative(y.movedim(-1, 1), lambda v: of_channels(v, W.T), lambda u: of_channels(u, W))
 
 
 @derivative.register
@@ -143,27 +155,3 @@ def _(module: nn.GELU, x: Tensor) -> Derivative:
     below = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     slope = below + x * density
     return Derivative(x * below, lambda v: slope * v, lambda u: slope * u)
-
-
-def geo_fold(u: Tensor, n: int, periodic: bool, poles: Sequence[bool]) -> Tensor:
-    """The adjoint of ``geo_pad``, (M, C, H + 2 n, W + 2 n) -> (M, C, H, W): padding goes to what it is a copy of."""
-    if n == 0:
-        return u
-    west, east = u[..., :n], u[..., -n:]
-    u = u[..., n:-n].clone(memory_format=torch.preserve_format)
-    if periodic:
-        u[..., -n:] += west
-        u[..., :n] += east
-    else:
-        u[..., :1] += west.sum(-1, keepdim=True)
-        u[..., -1:] += east.sum(-1, keepdim=True)
-    north, south = u[..., :n, :], u[..., -n:, :]
-    x = u[..., n:-n, :]
-    half = x.shape[-1] // 2
-    for rows, edge, far, pole in ((north, x[..., :n, :], x[..., :1, :], poles[0]),
-                                  (south, x[..., -n:, :], x[..., -1:, :], poles[1])):  # fmt: skip
-        if periodic and pole:
-            edge += rows.roll(-half, -1).flip(-2)
-        else:
-            far += rows.sum(-2, keepdim=True)
-    return x

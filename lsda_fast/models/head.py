@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.head_plan import HeadPlan
-from lsda_fast.models.layers import GeoConv2d, geo_pad
+from lsda_fast.models.layers import GeoConv2d
 
 __all__ = ["Head"]
 
@@ -58,10 +60,33 @@ class Head:
 
     def neighbours(self) -> Tensor:
         """The places (h w, k k) around each place: ``geo_pad`` itself, on their numbers."""
-        (h, w), k = self.grid, round(self.weight.shape[1] ** 0.5)
+        (h, w), k = self.grid, 2 * self._reach + 1
         number = torch.arange(h * w, device=self.weight.device).reshape(1, 1, h, w)
-        padded = geo_pad(number, k // 2, self.periodic, self.poles)[0, 0]
+        padded = geo_pad(number, self._reach, self.periodic, self.poles)[0, 0]
         return padded.unfold(0, k, 1).unfold(1, k, 1).reshape(h * w, k * k)
+
+    def state(self, features: Tensor) -> Tensor:
+        """What it makes of features (M, F, h, w) everywhere, (M, C, H, W), without the bias."""
+        patches = F.conv2d(geo_pad(features, self._reach, self.periodic, self.poles), self._kernel)
+        C, H, W = self.shape
+        parts = patches.unflatten(1, (C, *self.patch)).permute(0, 1, 4, 2, 5, 3)
+        return parts.reshape(-1, C, H, W)
+
+    def state_adjoint(self, x: Tensor) -> Tensor:
+        """The transpose, of states (M, C, H, W)."""
+        (h, w), (p, q) = self.grid, self.patch
+        patches = x.unflatten(3, (w, q)).unflatten(2, (h, p)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        return geo_fold(F.conv_transpose2d(patches, self._kernel), self._reach, self.periodic, self.poles)
+
+    @property
+    def _reach(self) -> int:
+        return round(self.weight.shape[1] ** 0.5) // 2
+
+    @property
+    def _kernel(self) -> Tensor:
+        """The weight as a convolution's, (C p q, F, k, k)."""
+        k = 2 * self._reach + 1
+        return self.weight.mT.unflatten(2, (k, k))
 
     def at(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """The feature place, and the row of the weight, that make each of these cells of the flattened state."""

@@ -1,8 +1,6 @@
-"""Layers that know the sphere, and attention modulated by the noise level.
+"""Layers that know the sphere (``kernels.geo_pad``), and attention modulated by the noise level.
 
-Padding goes over the date line and the poles, where the grid reaches them. It is by cat and flip, never
-``F.pad(mode="replicate")``, whose compiled gradient is silently wrong after a pointwise operation. Attention is
-written out, because forward-mode derivatives need it: flash kernels have none.
+Attention is written out, because forward-mode derivatives need it: flash kernels have none.
 """
 
 import math
@@ -12,27 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attention", "GeoConv2d", "GroupNorm", "ResidualBlock", "TransformerBlock", "geo_pad", "level_embedding"]
+from lsda_fast.kernels.geo_pad import geo_pad
 
-
-def geo_pad(x: Tensor, n: int, periodic: bool, poles: Sequence[bool] = (True, True)) -> Tensor:
-    """Pad (M, C, H, W) by n on every side.
-
-    Where longitude wraps, a row beyond a pole that the grid reaches (``poles``: north, south) is the row before it,
-    half way round. Every other edge is repeated: all of a region's, and those of a band of latitudes.
-    """
-    if n == 0:
-        return x
-    north, south = [x[..., :1, :]] * n, [x[..., -1:, :]] * n
-    half = x.shape[-1] // 2
-    if periodic and poles[0]:
-        north = [x[..., :n, :].flip(-2).roll(half, -1)]
-    if periodic and poles[1]:
-        south = [x[..., -n:, :].flip(-2).roll(half, -1)]
-    x = torch.cat([*north, x, *south], dim=-2)
-    if periodic:
-        return torch.cat([x[..., -n:], x, x[..., :n]], dim=-1)
-    return torch.cat([*[x[..., :1]] * n, x, *[x[..., -1:]] * n], dim=-1)
+__all__ = ["Attention", "GeoConv2d", "GroupNorm", "ResidualBlock", "TransformerBlock", "level_embedding"]
 
 
 class GeoConv2d(nn.Module):

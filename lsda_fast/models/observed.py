@@ -142,13 +142,16 @@ class _Headed:
 def headed_decode(model: Any, network: Any = None) -> Differentiable:
     """The model's ``decode`` with the derivative of ``models.decoder_derivatives`` (of ``network``) and its heads."""
     heads = model.heads()
-    cells = torch.arange(math.prod(heads[0].shape), device=heads[0].weight.device)
-    plans, bias = [head.plan(cells) for head in heads], _total(head.bias for head in heads)
-    state = lambda values: values.reshape(-1, *heads[0].shape)  # noqa: E731
+    bias = _total(head.bias for head in heads)
+    state = lambda features: _total(head.state(f) for head, f in zip(heads, features))  # noqa: E731
 
     def derivative(z: Tensor) -> Derivative:
-        values, jvp, vjp, _ = cell_derivative(network or model, plans, z)
-        return Derivative(state(values) + bias, lambda v: state(jvp(v)), lambda u: vjp(u.flatten(1)))
+        parts = feature_derivatives(network or model, z)
+        return Derivative(
+            state(part.value for part in parts) + bias,
+            lambda v: state(part.jvp(v) for part in parts),
+            lambda u: _total(part.vjp(head.state_adjoint(u)) for head, part in zip(heads, parts)),
+        )
 
     return Differentiable(model.decode, derivative)
 

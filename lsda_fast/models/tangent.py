@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models.head import Head
-from lsda_fast.models.layers import geo_pad
 from lsda_fast.prior import Linearization
 
 __all__ = ["PatchTangent", "once", "tangent_samples"]
@@ -52,12 +52,12 @@ class PatchTangent:
     ----------
     decode : callable (M, k, h, w) -> (M, C, H, W)
         H and W are multiples of h and w.
-    z : Tensor, shape (1 or N, k, h, w)
+    z : Tensor, shape (1, k, h, w)
         Where the derivative is taken.
     increments : Tensor, shape (N, k, h, w)
         As the errors of the latent are distributed.
     evaluations : Counter
-        Gains the N derivatives of the decoder.
+        Gains a value of the decoder and N products.
     periodic, poles
         As for ``geo_pad``.
     ridge : float
@@ -76,23 +76,24 @@ class PatchTangent:
         ridge: float = 1e-3,
     ) -> None:
         self.periodic, self.poles = periodic, poles
-        dx = Linearization.of(decode, z.expand_as(increments), evaluations, "decoder").jvp(increments)
+        dx = Linearization.of(decode, z, evaluations, "decoder").jvp(increments)
         self.shape = dx.shape[1], dx.shape[2], dx.shape[3]
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
-        rows = self._neighbourhoods(increments).flatten(0, 1).double()
-        targets = F.unfold(dx, self.patch, stride=self.patch).mT.flatten(0, 1).double()
-        normal = rows.T @ rows
+        places, targets = self._neighbourhoods(increments), F.unfold(dx, self.patch, stride=self.patch)
+        # (9 k, N h w) and (patch, N h w): rows are copied as they lie.
+        rows, columns = (t.transpose(0, 1).flatten(1).double() for t in (places, targets))
+        normal = rows @ rows.T
         normal.diagonal().add_(ridge * normal.diagonal().mean())
-        self.weight = torch.linalg.solve(normal, rows.T @ targets).to(dx)
+        self.weight = torch.linalg.solve(normal, rows @ columns.T).to(dx)
 
     def _neighbourhoods(self, dz: Tensor) -> Tensor:
-        """The 3 x 3 places around every place, (M, h w, 9 k)."""
-        return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3).mT
+        """The 3 x 3 places around every place, (M, 9 k, h w)."""
+        return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3)
 
     def decode(self, dz: Tensor) -> Tensor:
         """W * dz."""
         size = dz.shape[2] * self.patch[0], dz.shape[3] * self.patch[1]
-        return F.fold((self._neighbourhoods(dz) @ self.weight).mT, size, self.patch, stride=self.patch)
+        return F.fold(self.weight.T @ self._neighbourhoods(dz), size, self.patch, stride=self.patch)
 
     def features(self, dz: Tensor) -> tuple[Tensor, ...]:
         """What the head decodes: the increment itself."""

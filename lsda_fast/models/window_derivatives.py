@@ -13,7 +13,6 @@ __all__ = ["tower"]
 
 def _window_attention(module: WindowAttention, windows: Windows, bias: Tensor | None, x: Tensor) -> Derivative:
     """``WindowAttention`` at tokens x (M, h, w, D)."""
-    places = (len(x), windows.count)
 
     def parted(t: Tensor) -> Tensor:
         """(M, h, w, 3 D) to (windows, L, 3, heads, d)."""
@@ -21,7 +20,7 @@ def _window_attention(module: WindowAttention, windows: Windows, bias: Tensor | 
 
     def joined(o: Tensor) -> Tensor:
         """(windows, L, ..., d) to tokens."""
-        return windows.merge(o.flatten(2).unflatten(0, places))
+        return windows.merge(o.flatten(2).unflatten(0, (-1, windows.count)))
 
     def split(u: Tensor) -> Tensor:
         """(M, h, w, D) to (windows, L, heads, d)."""

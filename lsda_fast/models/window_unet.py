@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
-from lsda_fast.models.layers import geo_pad, level_embedding
+from lsda_fast.kernels.geo_pad import geo_pad
+from lsda_fast.models.layers import level_embedding
 
 __all__ = ["WindowUNet"]
 

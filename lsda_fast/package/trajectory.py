@@ -162,7 +162,7 @@ class _Spread:
 def _tangent(
     package: "Package", decoder: TrajectoryDecoder, covariance: TrajectoryCovariance | None, origin: Tensor | None
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
-    """The decoder's stand-in, one for all times: fitted to increments of the prior, around its mean or the origin."""
+    """The decoder's stand-in, one for all times: fitted to draws of the prior, around its mean or the origin's middle."""
     model, count = decoder.model, tangent_samples(package.latent_shape, package.layout.shape)
     if not count:
         return None
@@ -178,9 +178,9 @@ def _tangent(
         )
         if covariance is not None:
             v = covariance.apply(v, torch.sqrt)
-        points = v.new_zeros(v.shape) if origin is None else origin.expand_as(v)
-        z, dz = (t if part is None else part.restore(t) for t, part in ((points, model), (v, spread)))
-        z, dz = (t.flatten(0, 1)[:count] for t in (z, dz))
+        center = v.new_zeros(1, *package.latent_shape) if origin is None else origin[[decoder.length // 2]]
+        z, dz = (t if part is None else part.restore(t) for t, part in ((center, model), (v, spread)))
+        dz = dz.flatten(0, 1)[:count]
         fitted = PatchTangent(decode, z, dz, evaluations, periodic=grid.periodic, poles=grid.poles)
         return replace(decoder, autoencoder=fitted, network=fitted, model=spread)
 
