@@ -170,6 +170,29 @@ def test_covariance_is_positive_consistent_and_its_functions_are_matrix_function
     torch.testing.assert_close(model.covariance(T).spread(rho2), torch.stack(left).sqrt())
 
 
+def test_units_are_what_the_modes_leave():
+    """Numbers of unlike noise: the rest is alike in their units, and the covariance is theirs."""
+    generator = torch.Generator().manual_seed(3)
+    shape, N = (1, 6, 1), 20_000
+    pattern, noise = (
+        torch.randn(6, 1, generator=generator).double(),
+        torch.tensor([0.3, 0.3, 0.6, 1.0, 1.5, 3.0]).double(),
+    )
+    z = torch.randn(N, 1, generator=generator).double() @ pattern.T
+    z = z + noise * torch.randn(N, 6, generator=generator).double()
+    truth = pattern @ pattern.T + noise.square().diag()
+    off = []
+    for floor in (1.0, 0.01):
+        model = StationaryTrajectories(shape, zonal=False, rank=1, lags=1, floor=floor).double()
+        model.fit(z.reshape(N, *shape), [torch.arange(N)])
+        S = dense(model.covariance(1), 1, shape) * (std := model.std.flatten()) * std[:, None]
+        off.append(float((S - truth).norm() / truth.norm()))
+        torch.testing.assert_close(model.variance().flatten() * std**2, truth.diag(), rtol=0.3, atol=0.05)
+    assert off[1] < 0.05 < off[0]
+    with pytest.raises(InputError, match="floor 2; accepted are at least 1, and a floor above 0"):
+        StationaryTrajectories(shape, floor=2.0)
+
+
 def test_covariance_knows_travelling_waves(fitted):
     """The lagged covariance is not symmetric in space: east is not west."""
     model, _ = fitted

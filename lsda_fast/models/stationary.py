@@ -8,6 +8,10 @@ Hermitian Toeplitz covariance G with G[t, s] = g(t - s):
 
     S = sum_mj  V_mj V_mj^H (x) G_mj  +  sum_m (1 - V_m V_m^H) (x) G_m
 
+That rest is alike in every direction when a number's unit ``std`` is what the modes leave of it: of its variance all
+that is not theirs, but at least the share ``floor`` (Gaussian factor analysis, two rounds). In units of the whole
+variance, ``floor=1``, numbers that the modes know well would have as much of the rest as those that they do not.
+
 g is estimated from training up to lag p and continued as the autoregression of order p that has it,
 g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Without zonal symmetry the same holds with
 all numbers of the latent in one block.
@@ -26,6 +30,7 @@ from lsda_fast.models.zonal_whitening import row_taper
 __all__ = ["StationaryTrajectories"]
 
 _LEAST = 1e-6  # variance of a mode, in units of the numbers' own
+_ROUNDS = 2  # of units and modes in turns
 
 
 class StationaryTrajectories(nn.Module):
@@ -42,6 +47,8 @@ class StationaryTrajectories(nn.Module):
         p, the largest lag that is estimated.
     reach : float, optional
         Half-width, in rows, of the taper that removes sampling noise between distant rows; zonal statistics alone.
+    floor : float
+        Above 0; 1 for units of the numbers' own standard deviation, which networks of the published kind expect.
 
     Raises
     ------
@@ -65,12 +72,16 @@ class StationaryTrajectories(nn.Module):
         rank: int = 64,
         lags: int = 4,
         reach: float | None = None,
+        floor: float = 1.0,
     ) -> None:
         super().__init__()
-        if rank < 1 or lags < 1:
-            raise InputError(f"a trajectory covariance of rank {rank} and {lags} lags; accepted are at least 1")
+        if rank < 1 or lags < 1 or not 0 < floor <= 1:
+            raise InputError(
+                f"a trajectory covariance of rank {rank}, {lags} lags and floor {floor:g}; "
+                "accepted are at least 1, and a floor above 0 of at most 1"
+            )
         channels, rows, columns = latent_shape
-        self.latent_shape, self.zonal, self.reach = (channels, rows, columns), zonal, reach
+        self.latent_shape, self.zonal, self.reach, self.floor = (channels, rows, columns), zonal, reach, floor
         waves, n = (columns // 2 + 1, channels * rows) if zonal else (1, channels * rows * columns)
         rank = min(rank, n)
         self.register_buffer("mean", torch.zeros(channels, rows, columns))
@@ -119,18 +130,26 @@ class StationaryTrajectories(nn.Module):
         self.mean.copy_(z.mean(0))
         variance = (z - self.mean).square().mean(0)
         self.std.copy_((variance.mean(-1, keepdim=True) if self.zonal else variance).sqrt().clamp_min(1e-6))
+        for _ in range(_ROUNDS if self.floor < 1 else 0):
+            self.std.mul_(self._fit_modes(z, spans).clamp_min(self.floor).sqrt())
+        self._fit_modes(z, spans)
+
+    def _fit_modes(self, z: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Modes and autocovariances in the present units; what they leave of every number's variance, as ``std``."""
+        lags, (n, rank) = self.lag_real.shape[-1] - 1, self.real.shape[1:]
         x = to_waves(self.standardize(z)[None], self.zonal)[:, 0]
-        channels, rows, _ = self.latent_shape
+        channels, rows, columns = self.latent_shape
         taper: Tensor | float = 1.0
         if self.zonal and self.reach is not None:
             taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(z.device)
-        n, rank = self.real.shape[1:]
-        for m, single in enumerate((self._fold == 1.0).tolist()):
-            mode = x[m].to(torch.complex128)
+        left = z.new_zeros(n)
+        for m, fold in enumerate(self._fold.tolist()):
+            mode, single = x[m].to(torch.complex128), fold == 1.0
             covariance = mode.T @ mode.conj() / len(mode) * taper
             vectors = torch.linalg.eigh(covariance.real if single else covariance)[1].flip(1)[:, :rank].to(mode)
             a = mode @ vectors.conj()
             rest = mode - a @ vectors.T
+            left += fold * rest.abs().square().mean(0).to(left)
             g = _autocovariance(a, spans, lags)
             g_rest = _autocovariance(rest, spans, lags).sum(0, keepdim=True) / max(n - rank, 1)
             # A little white noise, so that rounding the numbers leaves a covariance.
@@ -141,6 +160,7 @@ class StationaryTrajectories(nn.Module):
             self.real[m], self.imaginary[m] = vectors.real.float(), vectors.imag.float()
             self.lag_real[m], self.lag_imaginary[m] = g.real.float(), g.imag.float()
             self.rest_real[m], self.rest_imaginary[m] = g_rest.real.float(), g_rest.imag.float()
+        return left.reshape(channels, rows, 1) / columns if self.zonal else left.reshape(self.latent_shape)
 
     def variance(self) -> Tensor:
         """Of v at every place, (*latent)."""

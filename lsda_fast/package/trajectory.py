@@ -162,7 +162,7 @@ class _Spread:
 def _tangent(
     package: "Package", decoder: TrajectoryDecoder, covariance: TrajectoryCovariance | None, origin: Tensor | None
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
-    """The decoder's stand-in, one for all times: fitted to draws of the prior, around its mean or the origin's middle."""
+    """The decoder's stand-in, for all times: fitted to draws of the prior around its mean, or the origin's middle."""
     model, count = decoder.model, tangent_samples(package.latent_shape, package.layout.shape)
     if not count:
         return None

@@ -75,7 +75,10 @@ def denoiser_architecture(config: TrainingConfig, latent_shape: tuple[int, ...])
 def trajectory_architecture(config: WindowConfig, layout: StateLayout, latent_shape: tuple[int, ...]) -> Architecture:
     """The covariance of trajectories; zonal where the latent has longitudes all round."""
     zonal = layout.grid.periodic and latent_shape[-1] > 1
-    return Architecture("stationary", {"latent_shape": list(latent_shape), "zonal": zonal, **config.trajectory})
+    # Networks of the published kind expect latents of unit variance.
+    floor = 0.1 if config.prediction == "wiener" else 1.0
+    settings = {"latent_shape": list(latent_shape), "zonal": zonal, "floor": floor}
+    return Architecture("stationary", settings | config.trajectory)
 
 
 def window_architecture(config: WindowConfig, layout: StateLayout, latent_shape: tuple[int, ...]) -> Architecture:

@@ -155,7 +155,7 @@ class WindowConfig(Section):
     prediction: Literal["wiener", "eps", "x0", "v", "score"] = Field("wiener", description="What its output means.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the network.")
     trajectory: dict[str, Any] = Field(
-        default_factory=dict, description="Rank, lags and reach of the covariance in space and time."
+        default_factory=dict, description="Rank, lags, reach and floor of the covariance in space and time."
     )
     optimization: Optimization = Optimization()
 
