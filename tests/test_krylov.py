@@ -142,6 +142,18 @@ def test_the_normal_operator_is_its_matrix_and_takes_one_adjoint_less():
     assert len(adjoints) == 2
 
 
+def test_a_direction_of_negative_curvature_of_the_covariance_ends_a_member():
+    """Singular I + C (an eigenvalue of -1) and worse: what was found before stays, others go on to the solution."""
+    values = torch.tensor([[2.0, 0.5, -1.0], [2.0, -3.0, -1.0], [2.0, 0.5, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    operator = normal(lambda p: p, lambda w: w, lambda w: values * w)
+    one, all_three = (cg(operator, b, iterations=k, tolerance=0.0) for k in (1, 3))
+    assert all_three[:2].abs().max() == 0
+    torch.testing.assert_close(all_three[2], b[2] / (1 + values[2]))
+    assert (one[:2] == 0).all()
+    assert (one[2] != 0).all()
+
+
 @pytest.mark.parametrize("iterations", [1, 4, 24])
 def test_restricted_cg_has_the_iterates_of_cg_from_products_of_the_rows(iterations):
     F, calls = right(5), []

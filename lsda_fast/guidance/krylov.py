@@ -7,6 +7,7 @@
   doi:10.1002/qj.477): as every vector is u = F'q + a b, (q, a) and (F u, b'u) stand for it, u'u is their inner product,
   and an iteration is one product with F F'. F itself is taken of b, F' of the solution.
 - ``normal``: A = I + F'C F, whose curvature p'Ap = |p|^2 + (F p)'C(F p) needs no F': the last iteration does without.
+  C may be a learned, indefinite one: a member ends at the first p with (F p)'C(F p) < 0 (Steihaug 1983).
 - ``lanczos_sqrt``: A^1/2 b ~ |b| V T^1/2 e_1 from k Lanczos steps with full reorthogonalisation; negative Ritz values
   (of an indefinite learned derivative) count as zero.
 """
@@ -36,13 +37,18 @@ def matrix(A: Operator) -> Quadratic:
     return product
 
 
-def normal(F: Operator, adjoint: Operator, C: Operator = lambda w: w) -> Quadratic:
-    """The same of A = I + F'C F, with F' not taken before A p is asked for."""
+def normal(F: Operator, adjoint: Operator, C: Operator | None = None) -> Quadratic:
+    """The same of A = I + F'C F, with F' not taken before A p is asked for; where C is not positive, A p = 0."""
 
     def product(p: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         w = F(p)
+        if C is None:
+            return squared_norm(p) + squared_norm(w), lambda: p + adjoint(w)
         Cw = C(w)
-        return squared_norm(p) + dot(w, Cw), lambda: p + adjoint(Cw)
+        curvature = dot(w, Cw)
+        positive = curvature >= 0
+        pAp = torch.where(positive, squared_norm(p) + curvature, 0.0)
+        return pAp, lambda: torch.where(per_member(positive, p), p + adjoint(Cw), 0.0)
 
     return product
 
