@@ -105,11 +105,11 @@ COUNTS = [
         dict.fromkeys(("denoiser", "denoiser_vjp", "decoder", "decoder_vjp"), 2 * L - 1),
     ),
     (DPS(norm=True), {}, {"denoiser": L, "denoiser_vjp": L, "decoder": L, "decoder_vjp": L}),
-    # Each of the iterations multiplies by J C J', the last and the increment without its J.
+    # Each of the iterations multiplies by J C J', the increment by C J'.
     (
         MMPS(iterations=5),
         {},
-        {"denoiser": L, "denoiser_vjp": 6 * L, "decoder": L, "decoder_vjp": 6 * L, "decoder_jvp": 4 * L},
+        {"denoiser": L, "denoiser_vjp": 6 * L, "decoder": L, "decoder_vjp": 6 * L, "decoder_jvp": 5 * L},
     ),
     (
         LatentOptimization(Adam(7), randomize=False),

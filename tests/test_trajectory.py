@@ -267,6 +267,21 @@ def test_one_tangent_of_the_decoder_preconditions_every_state(fitted, chunk):
     torch.testing.assert_close(found[12], found[0], atol=1e-4, rtol=0)
 
 
+def test_above_the_noise_of_training_no_network_is_asked(fitted):
+    """There the clean estimate and its derivative are the linear-Gaussian ones; below, the network's."""
+    model, _ = fitted
+    network = build(WINDOWS, "unet", SMALL | {"prediction": "wiener"}).double()
+    torch.nn.init.normal_(network.tails[0].weight)
+    package, z_t = package_of(model, network), torch.randn(2, 5, *SHAPE, dtype=torch.float64)
+    learned, linear = (package.trajectory(5, correction=correction) for correction in (True, False))
+    for t, asked in ((1.0, False), (0.98, False), (0.95, True)):
+        level = learned.schedule.level(t)
+        assert (level.rho < 100) == asked
+        got, want = (prior.clean(level).derivative(z_t) for prior in (learned, linear))
+        assert torch.equal(got.value, want.value) != asked
+        assert torch.equal(got.vjp(z_t), want.vjp(z_t)) != asked
+
+
 def test_networks_of_the_published_kind_are_guided_through(fitted):
     """DPS and MMPS go through windows, decoder and operator; parts are as good as the whole."""
     model, _ = fitted

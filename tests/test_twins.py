@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.twins import kolmogorov, lorenz96, reference
+from bench.twins import denoising, kolmogorov, lorenz96, reference
+from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.guidance import LatentOptimization
+from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
 
 
@@ -25,6 +27,22 @@ def test_the_reference_samples_a_gaussian(tolerances):
     assert (first.mean(1) - second.mean(1)).abs().max() < 0.2 * covariance.diagonal().max().sqrt()
 
 
+def test_the_least_error_of_a_clean_estimate_is_the_posterior_variance_of_a_gaussian():
+    """Three unknowns of variances 1, 4, 0.25, all seen; the exact estimate has that error, the identity rho^2."""
+    s, rhos = torch.tensor([1.0, 4.0, 0.25]).double(), (0.1, 1.0)
+    cost = lambda rho: lambda x: torch.cat([x / s.sqrt(), x / rho], dim=-1)  # noqa: E731
+    v = torch.randn(20000, 3, 1, generator=torch.Generator().manual_seed(1)) * s.sqrt().float()[:, None]
+    wiener = lambda z, level: z * level.alpha * s[:, None] / (level.alpha**2 * s[:, None] + level.sigma**2)  # noqa: E731
+    exact, plain = (
+        Prior(Schedule(), (3, 1), denoise, lambda z: z) for denoise in (wiener, lambda z, level: z / level.alpha)
+    )
+    least = list(denoising.achievable(cost, torch.zeros(1, 3).double(), rhos))
+    for rho, want, got, raw in zip(rhos, least, denoising.errors(exact, v, rhos), denoising.errors(plain, v, rhos)):
+        torch.testing.assert_close(want, s * rho**2 / (s + rho**2))
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0)
+        torch.testing.assert_close(raw.double(), torch.full_like(s, rho**2), rtol=0.05, atol=0)
+
+
 def test_lorenz_96_is_its_equation():
     """One step against many small ones; the advection neither makes nor loses energy."""
     x = lorenz96.climate(1, 0)[0]
@@ -40,9 +58,10 @@ def test_lorenz_96_is_its_equation():
 
 def test_lorenz_96_goes_through_the_same_classes(tmp_path: Path):
     """A few steps of training: the draws of its package are near what was observed."""
-    model = lorenz96.package(tmp_path, 300, 2)
+    model = lorenz96.package(tmp_path, 300, 2, window=5)
     truth = lorenz96.climate(40, 1)[None, : lorenz96.T]
-    y, (likelihood,) = lorenz96.observe(truth, model)
+    y = lorenz96.values(truth)
+    (likelihood,) = lorenz96.likelihoods(y, model)
     operator = likelihood.operator
     torch.testing.assert_close(y[0].float(), likelihood.y)
     seen = operator(model.normalize(truth.numpy()[:, :, None, None]).reshape(1, lorenz96.T, 1, lorenz96.N))  # type: ignore[operator]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Reference", "run"]
+__all__ = ["Reference", "hessian", "run"]
 
 Residual = Callable[[Tensor], Tensor]
 
@@ -46,9 +46,8 @@ def run(
     generator = torch.Generator().manual_seed(0)
     cases, n = near.shape
     draw = lambda *shape: torch.randn(*shape, dtype=near.dtype, generator=generator)  # noqa: E731
-    J = _jacobian(residual, near)
     # root root' is the inverse of the Hessian.
-    root = torch.linalg.inv(torch.linalg.cholesky(J.mT @ J)).mT
+    root = torch.linalg.inv(torch.linalg.cholesky(hessian(residual, near))).mT
     x = near[:, None] + 2.0 * draw(cases, chains, n) @ root.mT
     value, pull = _evaluate(residual, x, root)
     kept, accepted, step = [], 0.0, 0.2
@@ -84,8 +83,9 @@ def _evaluate(residual: Residual, x: Tensor, root: Tensor) -> tuple[Tensor, Tens
     return energy.detach(), -(gradient @ root)
 
 
-def _jacobian(residual: Residual, x: Tensor) -> Tensor:
-    """(cases, P, n), all columns in one pass."""
+def hessian(residual: Residual, x: Tensor) -> Tensor:
+    """The Gauss-Newton Hessian (cases, n, n) at x (cases, n), all columns of the Jacobian in one pass."""
     cases, n = x.shape
     columns = torch.eye(n, dtype=x.dtype).expand(cases, n, n).contiguous()
-    return torch.func.jvp(residual, (x[:, None].repeat(1, n, 1),), (columns,))[1].mT
+    rows = torch.func.jvp(residual, (x[:, None].repeat(1, n, 1),), (columns,))[1]
+    return rows @ rows.mT

@@ -19,7 +19,9 @@ from torch import Tensor
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 
-__all__ = ["PREDICTIONS", "check_prediction", "to_clean", "wiener"]
+__all__ = ["PREDICTIONS", "TRAINED", "check_prediction", "to_clean", "wiener"]
+
+TRAINED = (0.02, 100.0)  # noise-to-signal ratios at which networks of ``wiener`` are trained
 
 PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Level], Tensor]] = {
     "x0": lambda F, z_t, level: F,

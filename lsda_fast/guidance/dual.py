@@ -4,7 +4,8 @@ With J = R^-1/2 G' and residual r(z) = R^-1/2 (G(z) - y), linearised at z around
 
     z' = m - C J' (I + J C J')^-1 (r(z) + J (m - z))
 
-A robust likelihood weighs both, r and J, by its w^1/2 at z.
+A robust likelihood weighs both, r and J, by its w^1/2 at z. The C of a learned denoiser is neither symmetric nor
+positive, and conjugate gradients leave every bound with it; conjugate residuals do not.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lsda_fast.guidance.base import Context
-from lsda_fast.guidance.krylov import cg, normal
+from lsda_fast.guidance.krylov import gcr
 from lsda_fast.prior import Linearization
 
 __all__ = ["dual_optimum"]
@@ -34,6 +35,6 @@ def dual_optimum(
 
 def _update(residual: Linearization, covariance: Covariance, offset: Tensor | None, iterations: int) -> Tensor:
     """The increment z' - m; ``offset`` is m - z, None where the linearisation is at m itself."""
-    operator = normal(residual.vjp, residual.jvp, covariance)
+    operator = lambda u: u + residual.jvp(covariance(residual.vjp(u)))  # noqa: E731
     innovation = residual.value if offset is None else residual.value + residual.jvp(offset)
-    return -covariance(residual.vjp(cg(operator, innovation, iterations=iterations)))
+    return -covariance(residual.vjp(gcr(operator, innovation, iterations=iterations)))

@@ -6,7 +6,9 @@
 - ``restricted_cg``: the same iterates for A = I + F'F, in the space of F's rows (Gratton & Tshimanga 2009,
   doi:10.1002/qj.477): as every vector is u = F'q + a b, (q, a) and (F u, b'u) stand for it, u'u is their inner product,
   and an iteration is one product with F F'. F itself is taken of b, F' of the solution.
-- ``normal``: A = I + F'C F, whose curvature p'Ap = |p|^2 + (F p)'C(F p) needs no F': the last iteration does without.
+- ``normal``: A = I + F'F, whose curvature p'Ap = |p|^2 + |F p|^2 needs no F': the last iteration does without.
+- ``gcr``: generalised conjugate residuals, for A that need be neither symmetric nor positive: the x of least residual
+  in span(b, A b, ...), as of GMRES (Eisenstat, Elman & Schultz 1983, doi:10.1137/0720023), by inner products alone.
 - ``lanczos_sqrt``: A^1/2 b ~ |b| V T^1/2 e_1 from k Lanczos steps with full reorthogonalisation; negative Ritz values
   (of an indefinite learned derivative) count as zero.
 """
@@ -20,7 +22,7 @@ from torch.nn.functional import pad
 from lsda_fast.guidance.base import dot, per_member, squared_norm
 from lsda_fast.kernels.cg_step import cg_step
 
-__all__ = ["cg", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
+__all__ = ["cg", "gcr", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
 
 Operator = Callable[[Tensor], Tensor]
 Quadratic = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor]]]
@@ -36,13 +38,12 @@ def matrix(A: Operator) -> Quadratic:
     return product
 
 
-def normal(F: Operator, adjoint: Operator, C: Operator = lambda w: w) -> Quadratic:
-    """The same of A = I + F'C F, with F' not taken before A p is asked for."""
+def normal(F: Operator, adjoint: Operator) -> Quadratic:
+    """The same of A = I + F'F, with F' not taken before A p is asked for."""
 
     def product(p: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         w = F(p)
-        Cw = C(w)
-        return squared_norm(p) + dot(w, Cw), lambda: p + adjoint(Cw)
+        return squared_norm(p) + squared_norm(w), lambda: p + adjoint(w)
 
     return product
 
@@ -74,6 +75,37 @@ def cg(
     for _ in range(iterations - 1):
         x, r, p, rr = cg_step(x, r, p, rr, A(p)[1](), limit)
     return x + per_member(_length(rr, A(p)[0], rr > limit), x) * p
+
+
+def gcr(A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6) -> Tensor:
+    """Solve A x = b per member, from x = 0, with one product an iteration; |b - A x| never grows.
+
+    Parameters
+    ----------
+    A : callable (M, ...) -> (M, ...)
+    b : Tensor, shape (M, ...)
+    iterations, tolerance
+        As for ``cg``.
+
+    Returns
+    -------
+    Tensor, shape (M, ...)
+    """
+    x, r, limit = torch.zeros_like(b), b, tolerance**2 * squared_norm(b)
+    past: list[tuple[Tensor, Tensor]] = []
+    for _ in range(iterations):
+        p, Ap = r, A(r)
+        for q, Aq in past:
+            shared = per_member(dot(Ap, Aq), Ap)
+            p, Ap = p - shared * q, Ap - shared * Aq
+        size = squared_norm(Ap)
+        going = (squared_norm(r) > limit) & (size > 0)
+        unit = per_member(torch.where(going, size.clamp_min(1e-38).rsqrt(), 0.0), Ap)
+        p, Ap = unit * p, unit * Ap
+        step = per_member(dot(r, Ap), r)
+        x, r = x + step * p, r - step * Ap
+        past.append((p, Ap))
+    return x
 
 
 def restricted_cg(

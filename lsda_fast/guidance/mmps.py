@@ -2,7 +2,8 @@
 
 z0' = z0 + C_t J' (R + J C_t J')^-1 (y - G(z0)),  C_t = sigma_t^2 / alpha_t d z0 / d z_t
 
-solved by conjugate gradients (Rozet et al. 2024, arXiv:2405.13712).
+solved by conjugate residuals, which are GMRES (Rozet et al. 2024, arXiv:2405.13712, with conjugate gradients; a learned
+C_t is neither symmetric nor positive).
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class MMPS(Guidance):
     Parameters
     ----------
     iterations : int
-        Conjugate-gradient iterations a level.
+        Iterations a level.
     """
 
     steps: ClassVar[int] = 16

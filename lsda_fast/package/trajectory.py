@@ -7,8 +7,10 @@ trajectory is a noised window. The clean estimate is
     E[v | v_t] = D_G(v_t) + sum of the windows' corrections,
 
 D_G that of the linear-Gaussian model on the whole trajectory, each correction one to the same model in a window
-(``models.window_input``), composed by ``trajectory.Composed``. Networks of the published predictions (``eps`` and the
-like) give the whole estimate, composed in the same way.
+(``models.window_input``), composed by ``trajectory.Composed``. Above the noise that the network was trained with there
+is no correction: what is missed is below a hundredth of the noise, while the covariance of the clean estimate,
+sigma^2 / alpha dv/dv_t, would be the derivative of an extrapolation times rho. Networks of the published predictions
+(``eps`` and the like) give the whole estimate, composed in the same way.
 """
 
 import math
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.noise import normal
-from lsda_fast.diffusion.prediction import to_clean
+from lsda_fast.diffusion.prediction import TRAINED, to_clean
 from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.models import TrajectoryCovariance
@@ -129,7 +131,7 @@ class _Denoiser:
         parts: list[Callable[[Tensor], Tensor]] = []
         if self.covariance is not None:
             parts.append(partial(self.covariance.wiener, alpha=level.alpha, sigma=level.sigma))
-        if self.windows is not None:
+        if self.windows is not None and (self.covariance is None or level.rho <= TRAINED[1]):
             parts.append(self.windows(level))
         return parts
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lsda_fast.diffusion.prediction import TRAINED
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.models.trajectory_covariance import TrajectoryCovariance
 from lsda_fast.models.window_input import window_input
@@ -47,7 +48,7 @@ def draw_levels(schedule: Schedule, prediction: str, n: int, generator: torch.Ge
     """Random levels of n samples: log rho uniform for ``wiener``, t uniform for the published predictions."""
     u = torch.rand(n, generator=generator)
     if prediction == "wiener":
-        low, high = math.log(max(schedule.rho(0.0), 0.02)), math.log(min(schedule.rho(1.0), 100.0))
+        low, high = math.log(max(schedule.rho(0.0), TRAINED[0])), math.log(min(schedule.rho(1.0), TRAINED[1]))
         rho = torch.exp(low + (high - low) * u)
         return Levels((1 + rho**2).rsqrt(), rho * (1 + rho**2).rsqrt())
     t = u.tolist()
