@@ -31,7 +31,8 @@ analysis, fitted as in training. Latents between the two are less scattered than
 loss. For ``wiener`` the two differ by alpha^2 / (alpha^2 + sigma^2) = 1 / (1 + rho^2): in units of the noise high
 levels, which decide the large scales of a few-step sample, hardly count. ``"latent"`` is the training's w on the error
 of the autoencoder's latent, |S^1/2 (F* - F)|^2: rewards judge the state, most of whose variance lies in few directions;
-in the whitened variable all weigh the same, and nearly all of the error is of small scales.
+in the whitened variable all weigh the same, and nearly all of the error is of small scales. A prior on z itself has the
+same in both units.
 """
 
 from collections.abc import Callable
