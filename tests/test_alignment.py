@@ -232,6 +232,15 @@ def test_other_rewards_take_the_candidates_of_an_earlier_run(
     assert same(run(small("next"), tmp_path / "taken").modules["denoiser"], alone.modules["denoiser"])
 
 
+def test_an_anchor_at_the_reference_analyses_makes_those_of_other_dates_likelier(world: World, tmp_path: Path) -> None:
+    objective = {**SMALL["objective"], "units": "latent", "anchor": 10.0, "toward": 1.0}
+    work = Path(f"{world.aligned}.work")
+    package = align(world.parent, world.states, small(objective=objective), tmp_path / "package", candidates_from=work)
+    scores = package.provenance["alignments"][0]["scores"]
+    assert scores["held_out_loss_at_start"] == pytest.approx(np.log(2), abs=1e-6)
+    assert scores["held_out_loss"] < 0  # the preference's part is never negative
+
+
 def test_draws_are_further_backgrounds_of_the_same_dates(world: World) -> None:
     parent = Package.load(world.parent)
     one, two = (load_states(world.states, parent, small(dates=3, draws=draws)) for draws in (1, 2))

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lsda_fast.alignment.config import ObjectiveConfig
-from lsda_fast.alignment.losses import LOSSES, Answers, PairLatents, compare, preference_loss
+from lsda_fast.alignment.losses import LOSSES, Answers, Errors, PairLatents, compare, objective, preference_loss
 from lsda_fast.diffusion.prediction import PREDICTIONS, to_clean
 from lsda_fast.diffusion.schedule import Level, Schedule
-from lsda_fast.models import TransformerDenoiser
+from lsda_fast.models import DiagonalWhitening, TransformerDenoiser
 from lsda_fast.training.config import Optimization
 from lsda_fast.training.loop import Log, fit
 from lsda_fast.training.noising import Levels, draw_levels, eps_weight, noised
 
 COSINE = Schedule.vp_cosine()
+EPS = Errors(COSINE, "eps")
 
 
 class Scalar(nn.Module):
@@ -33,10 +34,11 @@ class Scalar(nn.Module):
         return self.w[0] * scaled + self.w[1]
 
 
-def scalars(winner: Any, loser: Any) -> PairLatents:
+def scalars(winner: Any, loser: Any, analysis: Any = None) -> PairLatents:
     """Pairs of single numbers."""
-    w, l = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1, 1) for v in (winner, loser))
-    return PairLatents(w, l, torch.zeros_like(w), torch.zeros(len(w), 4, dtype=torch.float64))
+    given = (winner, loser, winner if analysis is None else analysis)
+    w, l, a = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1, 1) for v in given)
+    return PairLatents(w, l, a, torch.zeros_like(w), torch.zeros(len(w), 4, dtype=torch.float64))
 
 
 def generator() -> torch.Generator:
@@ -64,7 +66,7 @@ def test_the_margin_of_scalar_models_is_the_closed_form() -> None:
     # E h = (c_theta^2 - c_ref^2) alpha^2 (z_l^2 - z_w^2).
     n, c, c_ref, w, l = 200_000, 0.9, 0.4, 0.3, -1.5
     pairs = scalars([w] * n, [l] * n)
-    answers = compare(Scalar(c), Scalar(c_ref), pairs, COSINE, "eps", "eps", generator())
+    answers = compare(Scalar(c), Scalar(c_ref), pairs, EPS, generator())
     levels = draw_levels(COSINE, "eps", n, generator())
     alpha = levels.alpha.double() / (levels.alpha**2 + levels.sigma**2).double().sqrt()
     expected = (c**2 - c_ref**2) * alpha**2 * (l**2 - w**2)
@@ -89,12 +91,36 @@ def test_losses_of_given_answers() -> None:
         assert float(LOSSES[name](answers, beta)) == pytest.approx(value)
 
 
+def test_the_anchor_adds_the_growth_of_a_latent_between_winner_and_analysis() -> None:
+    pairs, model, reference = scalars([0.2, -0.4], [1.2, 0.9], [1.0, 3.0]), Scalar(0.9, 0.1), Scalar(0.4)
+    config = ObjectiveConfig(beta=7.0, anchor=0.5, toward=0.25)
+    answers = compare(model, reference, pairs, Errors(COSINE, "eps", toward=0.25), generator())
+    plain = compare(model, reference, pairs, EPS, generator())
+    # The pairs' own part is the same; the anchor's latents are a quarter of the way from 0.2 to 1 and from -0.4 to 3.
+    assert torch.equal(answers.growth[:2], plain.growth)
+    between = compare(model, reference, scalars([0.4, 0.45], [0.0, 0.0]), EPS, generator())
+    torch.testing.assert_close(answers.growth[2], between.growth[0])
+    torch.testing.assert_close(objective(answers, config), LOSSES["dpo"](plain, 7.0) + 3.5 * answers.growth[2])
+
+
+def test_latent_units_measure_what_the_whitening_restores() -> None:
+    whitening = DiagonalWhitening((3, 2, 2))
+    whitening.std.copy_(torch.rand(3, 2, 2, generator=generator()) + 0.5)
+    pairs, model, reference = latents(5, same=False), network(0, leading=2), network(1, leading=2)
+    plain = compare(model, reference, pairs, EPS, generator())
+    colored = compare(model, reference, pairs, Errors(COSINE, "eps", "latent", whitening), generator())
+    error = lambda F: ((F - plain.target) * whitening.std[:2]).square().flatten(2).sum(2) / 12  # noqa: E731
+    torch.testing.assert_close(colored.growth, error(plain.model) - error(plain.reference), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("units", ["training", "eps"])
+@pytest.mark.parametrize("anchor", [0.0, 0.8])
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_gradients_are_those_of_finite_differences(name: str, units: str) -> None:
-    pairs = scalars([0.2, -0.4, 1.0, 0.1], [1.2, 0.9, -2.0, 0.3])
-    config = ObjectiveConfig(loss=name, beta=3.0, units=units)
-    loss = preference_loss(pairs, Scalar(0.1), Schedule.edm(sigma_max=5.0), "wiener", config, torch.device("cpu"))
+def test_gradients_are_those_of_finite_differences(name: str, anchor: float, units: str) -> None:
+    pairs = scalars([0.2, -0.4, 1.0, 0.1], [1.2, 0.9, -2.0, 0.3], [0.0, -1.0, 0.5, 0.7])
+    config = ObjectiveConfig(loss=name, beta=3.0, units=units, anchor=anchor, toward=0.6)
+    errors = Errors(Schedule.edm(sigma_max=5.0), "wiener", units, toward=0.6 if anchor else None)
+    loss = preference_loss(pairs, Scalar(0.1), errors, config, torch.device("cpu"))
     module = Scalar(0.3, -0.2)
 
     def value() -> Tensor:
@@ -115,7 +141,7 @@ def test_gradients_are_those_of_finite_differences(name: str, units: str) -> Non
 
 def gradient(name: str, beta: float, pairs: PairLatents, module: nn.Module, reference: nn.Module) -> Tensor:
     config = ObjectiveConfig(loss=name, beta=beta)
-    loss = preference_loss(pairs, reference, COSINE, "eps", config, torch.device("cpu"))
+    loss = preference_loss(pairs, reference, EPS, config, torch.device("cpu"))
     module.zero_grad()
     loss(module, torch.arange(len(pairs.winner)), generator()).backward()
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
@@ -142,7 +168,7 @@ def network(seed: int, **settings: Any) -> TransformerDenoiser:
 
 def latents(n: int, same: bool) -> PairLatents:
     winner, loser, background = torch.randn(3, n, 3, 2, 2, generator=generator())
-    return PairLatents(winner, winner if same else loser, background, torch.zeros(n, 4))
+    return PairLatents(winner, winner if same else loser, winner, background, torch.zeros(n, 4))
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo"])
@@ -156,7 +182,7 @@ def test_identical_pairs_have_no_gradient(name: str) -> None:
 def test_with_nothing_to_prefer_the_model_stays_where_it_was(same: bool, beta: float) -> None:
     module = network(0)
     reference = copy.deepcopy(module).requires_grad_(False)
-    loss = preference_loss(latents(8, same), reference, COSINE, "eps", ObjectiveConfig(beta=beta), torch.device("cpu"))
+    loss = preference_loss(latents(8, same), reference, EPS, ObjectiveConfig(beta=beta), torch.device("cpu"))
     settings = Optimization(steps=5, batch=4, lr=0.1, warmup=0, weight_decay=0.0)
     fit(module, loss, 8, settings, stage="x", seed=0, log=Log(None))
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), reference.parameters()))
@@ -165,14 +191,14 @@ def test_with_nothing_to_prefer_the_model_stays_where_it_was(same: bool, beta: f
 def test_a_preferred_sign_is_learned_and_the_reference_stays() -> None:
     n = 64
     winner = 1.0 + 0.1 * torch.randn(n, 3, 2, 2, generator=generator())
-    pairs = PairLatents(winner, -winner, torch.zeros_like(winner), torch.zeros(n, 4))
+    pairs = PairLatents(winner, -winner, winner, torch.zeros_like(winner), torch.zeros(n, 4))
     module = network(0)
     reference = copy.deepcopy(module).requires_grad_(False)
     before = copy.deepcopy(reference.state_dict())
     config = ObjectiveConfig(beta=50.0)
-    loss = preference_loss(pairs, reference, COSINE, "eps", config, torch.device("cpu"))
+    loss = preference_loss(pairs, reference, EPS, config, torch.device("cpu"))
     settings = Optimization(steps=40, batch=32, lr=3e-3, warmup=0, ema=0.0, weight_decay=0.0)
     fit(module, loss, n, settings, stage="x", seed=0, log=Log(None))
-    margin = compare(module, reference, pairs, COSINE, "eps", "training", generator()).margin
+    margin = compare(module, reference, pairs, EPS, generator()).margin
     assert float((margin > 0).double().mean()) > 0.8
     assert all(torch.equal(value, before[key]) for key, value in reference.state_dict().items())

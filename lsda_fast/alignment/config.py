@@ -64,8 +64,16 @@ class ObjectiveConfig(Section):
         gt=0,
         description="How strongly the model is held to the reference; 8000, and 0.01 for dspo, when not given.",
     )
-    units: Literal["training", "eps"] = Field(
-        "training", description="Squared errors as in training, or those of the noise, as published."
+    units: Literal["training", "eps", "latent"] = Field(
+        "training",
+        description="Squared errors as in training, those of the noise, as published, or those of the autoencoder's "
+        "latent, where the large scales count that rewards are about.",
+    )
+    anchor: float = Field(
+        0.0, ge=0, description="Weight, in units of beta, of the error of latents that are better than the winners."
+    )
+    toward: float = Field(
+        0.0, ge=0, le=1, description="These lie so far on the way from the winner to the reference analysis."
     )
     repeats: int = Field(4, ge=1, description="Draws of noise and level in which held-out pairs are validated.")
     lora: LoraConfig | None = Field(None, description="A full fine-tune when not given.")

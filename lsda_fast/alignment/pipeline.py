@@ -184,14 +184,17 @@ class _Run:
 
     def _latents(self, pairs: pd.DataFrame, candidates: Sequence[Path]) -> PairLatents:
         """The pairs' latents, in the denoiser's variable."""
-        shards = dict(zip(zip(self.states.times[self.states.dates], self.states.draws), candidates))
+        states, device = self.states, self.parent.device
+        cases = {key: i for i, key in enumerate(zip(states.times[states.dates], states.draws))}
         parts = []
         for key, rows in pairs.groupby(CASE):
-            shard = Candidates.load(shards[key])  # type: ignore[index]
-            device, n = self.parent.device, len(rows)
-            z_b = shard.background[None]
+            i = cases[key]  # type: ignore[index]
+            shard = Candidates.load(candidates[i])
+            z_b = shard.background[None].to(device)
             with torch.no_grad():
-                u = from_latent(self.parent, shard.z.to(device), z_b.to(device)).cpu()
-            winner, loser = (u[rows[name].tolist()] for name in ("winner", "loser"))
-            parts.append((winner, loser, z_b.expand(n, *z_b.shape[1:]), shard.calendar.expand(n, -1)))
+                z = self.parent.autoencoder.encode(states.x[states.dates[[i]]].to(device, self.parent.dtype))
+                u = from_latent(self.parent, torch.cat([z, shard.z.to(device)]), z_b).cpu()
+            winner, loser = (u[1:][rows[name].tolist()] for name in ("winner", "loser"))
+            once = (u[:1], z_b.cpu(), shard.calendar[None])
+            parts.append((winner, loser, *(part.expand(len(rows), *part.shape[1:]) for part in once)))
         return PairLatents(*(torch.cat(column) for column in zip(*parts)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lsda_fast.alignment.config import AlignmentConfig, LoraConfig
-from lsda_fast.alignment.losses import LOSSES, PairLatents, compare, preference_loss
+from lsda_fast.alignment.losses import Errors, PairLatents, compare, objective, preference_loss
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.training.work import Work
@@ -31,7 +31,8 @@ class Validation:
     """
 
     def __init__(self, pairs: PairLatents, reference: nn.Module, package: Package, config: AlignmentConfig) -> None:
-        self.pairs, self.reference, self.package, self.config = pairs, reference, package, config
+        self.pairs, self.reference, self.package, self.config = pairs, reference, package, config.objective
+        self.errors = Errors.of(package, config.objective)
 
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> tuple[float, float]:
@@ -39,9 +40,8 @@ class Validation:
 
         A pair's preference is the mean of h over its draws of level and noise.
         """
-        c = self.config.objective
         losses, margins = [], []
-        for repeat in range(c.repeats):
+        for repeat in range(self.config.repeats):
             generator = torch.Generator().manual_seed(repeat)
             parts = [self._part(module, part, generator) for part in torch.arange(len(self.pairs.winner)).split(64)]
             loss, margin = (torch.cat(values) for values in zip(*parts))
@@ -52,10 +52,9 @@ class Validation:
         return float(torch.stack(losses).double().mean()), float(accuracy)
 
     def _part(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        c, package = self.config.objective, self.package
-        batch = PairLatents(*(part[indices].to(package.device) for part in self.pairs))
-        answers = compare(module, self.reference, batch, package.schedule, package.prediction, c.units, generator)
-        return LOSSES[c.loss](answers, c.strength), answers.margin
+        batch = PairLatents(*(part[indices].to(self.package.device) for part in self.pairs))
+        answers = compare(module, self.reference, batch, self.errors, generator)
+        return objective(answers, self.config), answers.margin
 
 
 def align_denoiser(
@@ -73,11 +72,10 @@ def align_denoiser(
         raise InputError("the denoiser is the user's own; accepted for alignment are the package's architectures")
     validation = Validation(held_out, reference, package, config)
     module = copy.deepcopy(reference)
-    objective = config.objective
-    loss = preference_loss(train, reference, package.schedule, package.prediction, objective, package.device)
+    loss = preference_loss(train, reference, validation.errors, config.objective, package.device)
 
     def run() -> None:
-        lora = objective.lora
+        lora = config.objective.lora
         tuned = module.requires_grad_(True) if lora is None else _low_rank(module, lora, config.seed)
         work.fit(tuned, loss, len(train.winner), config.optimization, "denoiser", 40, lambda m: validation(m)[0])
         if lora is not None:
