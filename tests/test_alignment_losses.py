@@ -103,6 +103,11 @@ def test_the_anchor_adds_the_growth_of_a_latent_between_winner_and_analysis() ->
     torch.testing.assert_close(objective(answers, config), LOSSES["dpo"](plain, 7.0) + 3.5 * answers.growth[2])
 
 
+def test_a_place_without_an_anchor_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"toward 0\.5 came without an anchor; accepted is an anchor above 0"):
+        ObjectiveConfig(toward=0.5)
+
+
 def test_latent_units_measure_what_the_whitening_restores() -> None:
     whitening = DiagonalWhitening((3, 2, 2))
     whitening.std.copy_(torch.rand(3, 2, 2, generator=generator()) + 0.5)
@@ -118,8 +123,9 @@ def test_latent_units_measure_what_the_whitening_restores() -> None:
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_gradients_are_those_of_finite_differences(name: str, anchor: float, units: str) -> None:
     pairs = scalars([0.2, -0.4, 1.0, 0.1], [1.2, 0.9, -2.0, 0.3], [0.0, -1.0, 0.5, 0.7])
-    config = ObjectiveConfig(loss=name, beta=3.0, units=units, anchor=anchor, toward=0.6)
-    errors = Errors(Schedule.edm(sigma_max=5.0), "wiener", units, toward=0.6 if anchor else None)
+    toward = 0.6 if anchor else 0.0
+    config = ObjectiveConfig(loss=name, beta=3.0, units=units, anchor=anchor, toward=toward)
+    errors = Errors(Schedule.edm(sigma_max=5.0), "wiener", units, toward=toward or None)
     loss = preference_loss(pairs, Scalar(0.1), errors, config, torch.device("cpu"))
     module = Scalar(0.3, -0.2)
 

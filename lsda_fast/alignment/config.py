@@ -1,9 +1,9 @@
 """The configuration of an alignment: one YAML file, checked by pydantic, with presets beside this module."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lsda_fast.training.config import Optimization, Section, read_config
 
@@ -77,6 +77,12 @@ class ObjectiveConfig(Section):
     )
     repeats: int = Field(4, ge=1, description="Draws of noise and level in which held-out pairs are validated.")
     lora: LoraConfig | None = Field(None, description="A full fine-tune when not given.")
+
+    @model_validator(mode="after")
+    def _anchored(self) -> Self:
+        if self.toward and not self.anchor:
+            raise ValueError(f"toward {self.toward:g} came without an anchor; accepted is an anchor above 0")
+        return self
 
     @property
     def strength(self) -> float:
