@@ -252,19 +252,18 @@ def test_a_correction_that_is_zero_changes_nothing_and_members_are_the_same_in_a
     torch.testing.assert_close(run(), run(chunk=1))
 
 
-@pytest.mark.parametrize("chunk", [5, 10**6])
-def test_one_tangent_of_the_decoder_preconditions_every_state(fitted, chunk):
+def test_one_tangent_of_the_decoder_preconditions_every_state(fitted):
     model, _ = fitted
     package, likelihood = package_of(model), observed(7, 60, waves(7))
     found, products = {}, {}
     for cg, precondition in ((30, 0), (5, 12)):
         inner = GaussNewton(outer=1, cg=cg, halvings=0, precondition=precondition)
-        prior = package.trajectory(7, correction=False, chunk=chunk)
+        prior = package.trajectory(7, correction=False)
         guidance = LatentOptimization(inner, prior_covariance="stationary")
-        found[precondition] = Sampler(guidance, steps=1)(prior, likelihood, members=2).z
+        found[precondition] = Sampler(guidance, steps=1, block=2)(prior, likelihood, members=2).z
         products[precondition] = prior.evaluations["decoder_jvp"]
     assert products[12] < products[0] / 4
-    torch.testing.assert_close(found[12], found[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[12], found[0], atol=3e-4, rtol=0)
 
 
 def test_above_the_noise_of_training_no_network_is_asked(fitted):
