@@ -33,13 +33,13 @@ class CandidatesConfig(Section):
 class PairsConfig(Section):
     """Winners and losers; see ``pairing``."""
 
-    count: int = Field(4000, ge=1, description="Pairs to train on, spread evenly over the dates.")
-    top: int = Field(5, ge=1, description="One reward: winners and losers of a date are so many best and worst.")
+    count: int = Field(4000, ge=1, description="Pairs to train on, spread evenly over the backgrounds.")
+    top: int = Field(5, ge=1, description="One reward: winners and losers of a background are so many best and worst.")
     quantile: float = Field(
         0.1, gt=0, le=0.5, description="Several rewards: winners lie in this top share of all, losers in the bottom."
     )
     widest: float = Field(
-        0.5, gt=0, le=0.5, description="A date without winners or losers has its share widened up to this."
+        0.5, gt=0, le=0.5, description="A background without winners or losers has its share widened up to this."
     )
     select: Literal["intersection", "dominance"] = Field(
         "intersection", description="Pairs of winners and losers of those shares, or the pairs that differ most."
