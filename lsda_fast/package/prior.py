@@ -184,11 +184,10 @@ def _tangent(
     if not count:
         return None
     color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
-    model = package.autoencoder
-    decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
-        grid = package.layout.grid
+        grid, model = package.layout.grid, package.autoencoder
+        decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
         u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
         fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles)
         return _decoder(fitted, linear, path)

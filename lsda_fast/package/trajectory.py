@@ -169,11 +169,10 @@ def _tangent(
     if not count:
         return None
     spread = None if model is None else _Spread(model.std)
-    own = package.autoencoder
-    decode = headed_decode(own, decoder.network) if decoder.headed else own.decode
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
-        grid = package.layout.grid
+        grid, own = package.layout.grid, package.autoencoder
+        decode = headed_decode(own, decoder.network) if decoder.headed else own.decode
         draws = range(-(-count // decoder.length))
         v = normal(
             (decoder.length, *package.latent_shape), seed=0, members=draws, dtype=package.dtype, device=package.device
