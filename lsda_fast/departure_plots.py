@@ -14,8 +14,11 @@ from lsda_fast.plotting import GREY, INK, STYLE, save_figure, short_number
 
 __all__ = ["departure_series_plot", "departures_plot"]
 
-# Colour, and whether its histogram is filled.
-LOOKS = {"O-B": ("#8a94a3", True), "O-A": ("#1f5fa8", False)}
+# Of a histogram; a line takes the colour.
+LOOKS: dict[str, dict[str, Any]] = {
+    "O-B": {"color": "#8a94a3", "histtype": "stepfilled", "alpha": 0.45, "linewidth": 0},
+    "O-A": {"color": "#1f5fa8", "histtype": "step", "linewidth": 1.6},
+}
 
 
 def departures_plot(frame: pd.DataFrame, path: str | Path, *, units: Mapping[str, str] | None = None) -> Path:
@@ -37,8 +40,8 @@ def departures_plot(frame: pd.DataFrame, path: str | Path, *, units: Mapping[str
     used = _used(frame)
     names = list(dict.fromkeys(used["variable"]))
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(names)
-        for k, (name, axes) in enumerate(zip(names, panels)):
+        figure, panels = _panels(names, "observations")
+        for name, axes in zip(names, panels):
             part = used[used["variable"] == name]
             columns = {label: part[label].dropna().to_numpy(dtype=float) for label in LOOKS}
             reach = float(np.quantile(np.abs(np.concatenate([*columns.values()])), 0.995)) * 1.1 or 1.0
@@ -46,14 +49,8 @@ def departures_plot(frame: pd.DataFrame, path: str | Path, *, units: Mapping[str
             for label, values in columns.items():
                 if not values.size:
                     continue
-                color, filled = LOOKS[label]
-                look: dict[str, Any] = (
-                    {"histtype": "stepfilled", "alpha": 0.45, "linewidth": 0}
-                    if filled
-                    else {"histtype": "step", "linewidth": 1.6}
-                )
                 text = f"{label}   mean {short_number(values.mean(), 3)}   std {short_number(values.std(), 3)}"
-                axes.hist(np.clip(values, -reach, reach), bins=bins.tolist(), label=text, color=color, **look)
+                axes.hist(np.clip(values, -reach, reach), bins=bins.tolist(), label=text, **LOOKS[label])
             axes.axvline(0, ymax=0.8, color=INK, linewidth=0.6)
             axes.set_xlim(-reach, reach)
             axes.set_ylim(top=axes.get_ylim()[1] * 1.28)
@@ -61,7 +58,6 @@ def departures_plot(frame: pd.DataFrame, path: str | Path, *, units: Mapping[str
             axes.set_title(f"{len(part):,} of {total:,} used", fontsize=7.5, color=GREY, loc="right")
             unit = (units or {}).get(str(name))
             axes.set_xlabel(f"departure ({unit})" if unit else "departure")
-            axes.set_ylabel("observations" if k % _columns(names) == 0 else "")
             _legend(axes)
         return save_figure(figure, path)
 
@@ -83,21 +79,22 @@ def departure_series_plot(frame: pd.DataFrame, path: str | Path, *, most: int = 
     import matplotlib
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    used = _used(frame, "time").dropna(subset="time")
+    used = _used(frame, "time")
     names = list(used["variable"].value_counts().index[:most])
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(names)
-        for k, (name, axes) in enumerate(zip(names, panels)):
+        figure, panels = _panels(names, "rms departure")
+        for name, axes in zip(names, panels):
             part = used[used["variable"] == name]
             squares = part[list(LOOKS)].astype(float).pow(2)
             series = squares.groupby(pd.DatetimeIndex(part["time"])).mean().pow(0.5)
-            for label, (color, _) in LOOKS.items():
+            for label, look in LOOKS.items():
                 known = series[label].dropna()
                 if len(known):
-                    axes.plot(known.index, known, color=color, label=label, linewidth=1.6, marker="o", markersize=2.5)
+                    axes.plot(
+                        known.index, known, color=look["color"], label=label, linewidth=1.6, marker="o", markersize=2.5
+                    )
             axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
             axes.set_title(f"{len(part):,} used", fontsize=7.5, color=GREY, loc="right")
-            axes.set_ylabel("rms departure" if k % _columns(names) == 0 else "")
             locator = AutoDateLocator(minticks=2, maxticks=7)
             axes.xaxis.set_major_locator(locator)
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -113,26 +110,24 @@ def _used(frame: pd.DataFrame, *more: str) -> pd.DataFrame:
             f"the departures lack {', '.join(lost)}; columns {', '.join(wanted[:-1])} and {wanted[-1]} are needed"
         )
     used = frame[frame["used"].to_numpy(dtype=bool) & np.isfinite(frame["O-A"].to_numpy(dtype=float))]
+    used = used.dropna(subset=list(more))
     if not len(used):
         raise InputError("no used observation has a finite departure, there is nothing to draw")
     return used
 
 
-def _columns(names: Sequence[str]) -> int:
-    return {1: 1, 2: 2, 4: 2}.get(len(names), 3)
-
-
-def _panels(names: Sequence[str]) -> tuple[Any, list[Any]]:
-    """A figure with one panel a name."""
+def _panels(names: Sequence[str], label: str) -> tuple[Any, list[Any]]:
+    """A figure with one panel a name, and what is drawn upward."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = _columns(names)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(names), 3)
     rows = -(-len(names) // columns)
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(0.4 + 3.3 * columns, 0.3 + 2.7 * rows), facecolor="white", layout=engine)
     panels = [figure.add_subplot(rows, columns, k + 1) for k in range(len(names))]
-    for name, axes in zip(names, panels):
+    for k, (name, axes) in enumerate(zip(names, panels)):
+        axes.set_ylabel(label if k % columns == 0 else "")
         axes.set_title(str(name), fontsize=10, fontweight="bold", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels

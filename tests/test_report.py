@@ -174,6 +174,8 @@ def test_departures_in_time_are_root_mean_squares_and_need_no_background(tmp_pat
     assert [len(axes.patches) for axes in figures[1].axes] == [2, 1]
     with pytest.raises(InputError, match="nothing to draw"):
         departure_plots.departure_series_plot(frame.assign(used=False), tmp_path / "f.png")
+    with pytest.raises(InputError, match="nothing to draw"):
+        departure_plots.departure_series_plot(frame.assign(time=pd.NaT), tmp_path / "f.png")
 
 
 class Page(HTMLParser):
