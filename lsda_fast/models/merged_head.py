@@ -38,9 +38,10 @@ def merge(head: Head, index: Tensor, weight: Tensor, size: int) -> Merged | None
     """
     if not index.numel():
         return None
-    place, row = head.at(index % size)
+    state, cell = index // size, index % size
+    place, row = head.at(cell)
     h, w = head.grid
-    site = (index // size) * (h * w) + place
+    site = state * (h * w) + place
     # Points of an observation in the order of their sites, those without weight last.
     last = torch.iinfo(site.dtype).max
     order = torch.where(weight != 0, site * len(head.weight) + row, last).argsort(dim=1, stable=True)
@@ -62,7 +63,7 @@ def merge(head: Head, index: Tensor, weight: Tensor, size: int) -> Merged | None
     sites = site.flatten()[begin]
     state, place = sites // (h * w), sites % (h * w)
     sums, at = (place * len(kinds) + kind).unique(return_inverse=True)
-    if 2 * len(sums) > len((index % size).unique()):
+    if 2 * len(sums) > len(cell.unique()):
         return None
     table = head.weight.new_zeros(len(kinds), *head.weight.shape[1:])
     for rows_j, weights_j in zip(kinds[:, :longest].T.long(), kinds[:, longest:].T.to(table)):
@@ -71,9 +72,9 @@ def merge(head: Head, index: Tensor, weight: Tensor, size: int) -> Merged | None
     # Back to one row an observation, whose groups lie behind one another.
     which = fresh.cumsum(1) - 1
     most = int(which.max()) + 1
-    first = fresh.flatten().cumsum(0).reshape(fresh.shape)[:, 0] - 1
-    groups = first[:, None] + torch.arange(most, device=index.device)
+    first = group.reshape(fresh.shape)[:, :1]
+    groups = first + torch.arange(most, device=index.device)
     real = torch.arange(most, device=index.device) <= which[:, -1:]
-    groups = torch.where(real, groups, first[:, None])
+    groups = torch.where(real, groups, first)
     present = real & counts.flatten()[begin][groups]
     return Merged(plan, (state * len(sums) + at)[groups], present.to(weight.dtype))
