@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parsed(argv)
     columns = columns_of(arguments)
     cases = list(run_cases(columns, arguments))
-    rows = [row for name in arguments.cases for column in columns for row in [summary(name, column, cases)]]
+    rows = [
+        summary(name, column, cases) | told(way) for name in arguments.cases for column, (way, *_) in columns.items()
+    ]
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -57,6 +59,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for way in WAYS:
         parser.add_argument(f"--{way}", nargs="+", type=Path, default=[], metavar="PACKAGE")
     parser.add_argument("--steps", nargs="+", default=[], metavar="[WAY=]STEPS", help="if not the way's own")
+    parser.add_argument("--correct", nargs="+", default=[], metavar="[WAY=]ROUNDS", help="Langevin, if not its own")
+    parser.add_argument("--low", nargs="+", default=[], choices=list(WAYS), metavar="WAY", help="networks in bfloat16")
     parser.add_argument("--cases", nargs="+", default=list(DEGRADATIONS), choices=list(DEGRADATIONS), metavar="CASE")
     parser.add_argument("--modalities", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--windows", type=int, default=10)
@@ -67,7 +71,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/slams"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
-    arguments.steps = _numbers(arguments.steps, "--steps")
+    arguments.steps, arguments.correct = (
+        _numbers(given, option, least)
+        for given, option, least in ((arguments.steps, "--steps", 1), (arguments.correct, "--correct", 0))
+    )
     arguments.members = dict.fromkeys(WAYS, 4) | _numbers(arguments.members, "--members")
     return arguments
 
@@ -76,8 +83,7 @@ def columns_of(arguments: argparse.Namespace) -> dict[Column, tuple[Way, Package
     """By way and number of modalities: the way, its package, and the package's hash."""
     columns: dict[Column, tuple[Way, Package, str]] = {}
     for name, way in WAYS.items():
-        if name in arguments.steps:
-            way = replace(way, sampler={**way.sampler, "steps": arguments.steps[name]})
+        way = replace(way, sampler=_settings(way, name, arguments), low=name in arguments.low)
         packages = {}
         for path in getattr(arguments, name):
             package = Package.load(path).to(arguments.device)
@@ -137,6 +143,16 @@ def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[s
     return row
 
 
+def told(way: Way) -> dict[str, Any]:
+    """How the way sampled."""
+    corrector = way.sampler.get("corrector")
+    return {
+        "steps": way.sampler["steps"],
+        "corrections": corrector.rounds if corrector else 0,
+        "precision": "bfloat16" if way.low else "float32",
+    }
+
+
 def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> pd.DataFrame:
     """Degradations by ways and numbers of modalities."""
     frame = pd.DataFrame(rows)
@@ -145,13 +161,24 @@ def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> p
     return wide.reindex(index=list(order), columns=pd.MultiIndex.from_tuples(columns, names=["way", "modalities"]))
 
 
-def _numbers(texts: Sequence[str], option: str) -> dict[str, int]:
+def _settings(way: Way, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The way's sampler, with as many levels and corrections as were asked for."""
+    settings = dict(way.sampler)
+    if name in arguments.steps:
+        settings["steps"] = arguments.steps[name]
+    if name in arguments.correct and settings.get("corrector"):
+        rounds = arguments.correct[name]
+        settings["corrector"] = replace(settings["corrector"], rounds=rounds) if rounds else None
+    return settings
+
+
+def _numbers(texts: Sequence[str], option: str, least: int = 1) -> dict[str, int]:
     """By way, from NUMBER for all of them or WAY=NUMBER."""
     numbers: dict[str, int] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
-        if (name and name not in WAYS) or not number.isdecimal() or int(number) < 1:
-            raise InputError(f"{option} {text} came; accepted: a number of at least 1, by itself or after one of "
+        if (name and name not in WAYS) or not number.isdecimal() or int(number) < least:
+            raise InputError(f"{option} {text} came; accepted: a number of at least {least}, by itself or after one of "
                              f"{', '.join(f'{way}=' for way in WAYS)}")  # fmt: skip
         numbers |= dict.fromkeys([name] if name else WAYS, int(number))
     return numbers

@@ -1,8 +1,9 @@
 """Padding of images that knows the sphere, and its adjoint, each in one pass over memory.
 
 Where longitude wraps, a row beyond a pole that the grid reaches is the row before it, half way round. Every other edge
-is repeated: all of a region's, and those of a band of latitudes. In torch padding is three concatenations; never
-``F.pad(mode="replicate")``, whose compiled gradient is silently wrong after a pointwise operation.
+is repeated: all of a region's, and those of a band of latitudes; on a torus the first row follows the last. In torch
+padding is three concatenations; never ``F.pad(mode="replicate")``, whose compiled gradient is silently wrong after a
+pointwise operation.
 
 The adjoint adds padding to what it is a copy of. The operations see images (R, H, W, C): the planes of a contiguous
 tensor with C = 1, or channels last. C++ pads numbers of any kind, half precision too, and adds float32 or float64.
@@ -25,7 +26,7 @@ __all__ = ["geo_fold", "geo_pad"]
 Poles = Sequence[bool]
 
 
-def geo_pad(x: Tensor, n: int, periodic: bool, poles: Poles = (True, True)) -> Tensor:
+def geo_pad(x: Tensor, n: int, periodic: bool, poles: Poles = (True, True), torus: bool = False) -> Tensor:
     """Pad by n on every side.
 
     Parameters
@@ -38,6 +39,8 @@ def geo_pad(x: Tensor, n: int, periodic: bool, poles: Poles = (True, True)) -> T
         Longitude wraps.
     poles : (bool, bool)
         The grid reaches the north and the south pole.
+    torus : bool
+        Both directions wrap, whatever the others say.
 
     Returns
     -------
@@ -49,29 +52,30 @@ def geo_pad(x: Tensor, n: int, periodic: bool, poles: Poles = (True, True)) -> T
     InputError
         No image, or a smaller one.
     """
-    return _call(PAD_CALL, x, n, 0, periodic, poles)
+    return _call(PAD_CALL, x, n, 0, periodic, poles, torus)
 
 
-def geo_fold(u: Tensor, n: int, periodic: bool, poles: Poles = (True, True)) -> Tensor:
+def geo_fold(u: Tensor, n: int, periodic: bool, poles: Poles = (True, True), torus: bool = False) -> Tensor:
     """The adjoint of ``geo_pad``, (M, C, H + 2 n, W + 2 n) -> (M, C, H, W)."""
-    return _call(FOLD_CALL, u, n, 2 * n, periodic, poles)
+    return _call(FOLD_CALL, u, n, 2 * n, periodic, poles, torus)
 
 
-def _call(operation: Any, x: Tensor, n: int, margins: int, periodic: bool, poles: Poles) -> Tensor:
+def _call(operation: Any, x: Tensor, n: int, margins: int, periodic: bool, poles: Poles, torus: bool) -> Tensor:
     if n == 0:
         return x
+    periodic = periodic or torus
     shape = tuple(x.shape)
     size = [length - margins for length in shape[2:]]
     if len(shape) != 4 or n < 0 or size[0] < n or size[1] < (n if periodic else 1):
         raise InputError(f"an image {shape} and a margin of {n}; accepted: (M, C, H, W), no smaller than the margin")
-    settings = (n, periodic, *poles)
+    settings = (n, periodic, *poles, torus)
     if not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
         return operation(x.permute(0, 2, 3, 1), *settings).permute(0, 3, 1, 2)
     planes = operation(x.contiguous().flatten(0, 1)[..., None], *settings)
     return planes.reshape(*shape[:2], *planes.shape[1:3])
 
 
-def pad_reference(x: Tensor, n: int, periodic: bool, north: bool, south: bool) -> Tensor:
+def pad_reference(x: Tensor, n: int, periodic: bool, north: bool, south: bool, torus: bool) -> Tensor:
     """x (R, H, W, C) to (R, H + 2 n, W + 2 n, C)."""
     above, below = [x[:, :1]] * n, [x[:, -1:]] * n
     half = x.shape[2] // 2
@@ -79,12 +83,14 @@ def pad_reference(x: Tensor, n: int, periodic: bool, north: bool, south: bool) -
         above = [x[:, :n].flip(1).roll(half, 2)]
     if periodic and south:
         below = [x[:, -n:].flip(1).roll(half, 2)]
+    if torus:
+        above, below = [x[:, -n:]], [x[:, :n]]
     x = torch.cat([*above, x, *below], dim=1)
     west, east = ([x[:, :, -n:]], [x[:, :, :n]]) if periodic else ([x[:, :, :1]] * n, [x[:, :, -1:]] * n)
     return torch.cat([*west, x, *east], dim=2)
 
 
-def fold_reference(u: Tensor, n: int, periodic: bool, north: bool, south: bool) -> Tensor:
+def fold_reference(u: Tensor, n: int, periodic: bool, north: bool, south: bool, torus: bool) -> Tensor:
     """u (R, H + 2 n, W + 2 n, C) to (R, H, W, C)."""
     west, east = u[:, :, :n], u[:, :, -n:]
     u = u[:, :, n:-n].clone()
@@ -96,6 +102,10 @@ def fold_reference(u: Tensor, n: int, periodic: bool, north: bool, south: bool) 
         u[:, :, -1:] += east.sum(2, keepdim=True)
     above, below = u[:, :n], u[:, -n:]
     x = u[:, n:-n].clone()
+    if torus:
+        x[:, -n:] += above
+        x[:, :n] += below
+        return x
     half = x.shape[2] // 2
     for rows, edge, far, pole in ((above, x[:, :n], x[:, :1], north), (below, x[:, -n:], x[:, -1:], south)):
         if periodic and pole:
@@ -131,7 +141,7 @@ def _fold_limits(u: Tensor, *rest: Any) -> str:
     return "" if u.is_floating_point() else f"{u.dtype}; C++ adds float32 or float64"
 
 
-_SIGNATURE = "Tensor x, int n, bool periodic, bool north, bool south) -> Tensor"
+_SIGNATURE = "Tensor x, int n, bool periodic, bool north, bool south, bool torus) -> Tensor"
 _NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PAD = Operation(
     f"geo_pad({_SIGNATURE}",

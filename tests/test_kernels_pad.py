@@ -13,6 +13,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels.geo_pad import FOLD, PAD, geo_fold, geo_pad
 
 EDGES = [(n, periodic, poles) for n in (1, 2) for periodic in (True, False) for poles in ((True, True), (False, True))]
+EDGES += [(n, True, (True, True), True) for n in (1, 5)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -70,7 +71,7 @@ def test_derivatives_are_each_other():
 def test_registration(checks):
     checks.isas()
     for operation, shape in ((PAD, (2, 4, 6, 3)), (FOLD, (2, 6, 8, 3))):
-        torch.library.opcheck(operation.op, (image(*shape).requires_grad_(), 1, True, True, False))
+        torch.library.opcheck(operation.op, (image(*shape).requires_grad_(), 1, True, True, False, False))
 
 
 @pytest.mark.parametrize(("shape", "n"), [((2, 3, 4), 1), ((2, 3, 1, 6), 2), ((2, 3, 4, 2), 3), ((2, 3, 4, 6), -1)])

@@ -270,7 +270,7 @@ def test_above_the_noise_of_training_no_network_is_asked(fitted):
     """There the clean estimate and its derivative are the linear-Gaussian ones; below, the network's."""
     model, _ = fitted
     network = build(WINDOWS, "unet", SMALL | {"prediction": "wiener"}).double()
-    torch.nn.init.normal_(network.tails[0].weight)
+    torch.nn.init.normal_(network.tails[0].conv.weight)
     package, z_t = package_of(model, network), torch.randn(2, 5, *SHAPE, dtype=torch.float64)
     learned, linear = (package.trajectory(5, correction=correction) for correction in (True, False))
     for t, asked in ((1.0, False), (0.98, False), (0.95, True)):

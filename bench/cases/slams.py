@@ -8,6 +8,7 @@ them out (NaN).
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,11 +55,14 @@ class Way:
         Arguments of ``Sampler``.
     backend : str
         As for ``Assimilator``.
+    low : bool
+        Matrix products of the networks in bfloat16, and native kernels for what is around them, whatever the backend.
     """
 
     latent: bool
     sampler: Mapping[str, Any]
     backend: str
+    low: bool = False
 
 
 WAYS = {
@@ -141,9 +145,10 @@ def analysed(
     observed = _latent(package, extras, count, truth, degradation, seed) if way.latent else None
     backend = choose_backend(way.backend, package)
     begin = time.perf_counter()
-    with backend.kernels():
+    with nullcontext() if way.low else backend.kernels():
         season = torch.from_numpy(calendar(truth.times))
-        prior = package.trajectory(len(truth.times), season=season, fused=backend.name == "fused")
+        fused, precision = way.low or backend.name == "fused", torch.bfloat16 if way.low else None
+        prior = package.trajectory(len(truth.times), season=season, fused=fused, precision=precision)
         if observed is None:
             likelihood = _physical(package, extras.channels(package, count), truth, degradation, seed)
             sampled = prior

@@ -80,17 +80,18 @@ _FAR = {
     f"{label}, mean far from zero": (*_SLICES[label][:6], True, 256.0)
     for label in ("tokens", "planes", "channels last")
 }
-# R, H, W, C, n; periodic, north, south
+# R, H, W, C, n; periodic, north, south, torus
 _PADS: dict[str, tuple] = {
-    "planes of the globe": (5, 7, 12, 1, 1, True, True, True),
-    "channels last": (3, 8, 10, 24, 1, True, True, True),
-    "a wide margin, odd columns": (2, 4, 7, 3, 3, True, True, True),
-    "one pole": (2, 6, 8, 5, 2, True, False, True),
-    "a band": (3, 5, 6, 4, 1, True, False, False),
-    "a region": (2, 5, 7, 6, 2, False, True, True),
-    "one row": (3, 1, 6, 2, 1, True, False, False),
-    "more than a block": (2, 70, 130, 33, 1, True, True, True),
-    "no member": (0, 4, 6, 3, 1, True, True, True),
+    "planes of the globe": (5, 7, 12, 1, 1, True, True, True, False),
+    "channels last": (3, 8, 10, 24, 1, True, True, True, False),
+    "a wide margin, odd columns": (2, 4, 7, 3, 3, True, True, True, False),
+    "one pole": (2, 6, 8, 5, 2, True, False, True, False),
+    "a band": (3, 5, 6, 4, 1, True, False, False, False),
+    "a region": (2, 5, 7, 6, 2, False, True, True, False),
+    "one row": (3, 1, 6, 2, 1, True, False, False, False),
+    "more than a block": (2, 70, 130, 33, 1, True, True, True, False),
+    "no member": (0, 4, 6, 3, 1, True, True, True, False),
+    "a torus": (3, 5, 8, 6, 2, True, True, True, True),
 }
 # R, C, A, with a gate
 _STREAMS: dict[str, tuple] = {

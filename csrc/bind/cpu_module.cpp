@@ -148,14 +148,15 @@ void gated_norm(int product, Address first, Address second, Address left, Addres
 
 template <class T>
 void geo_pad(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
-             bool periodic, bool north, bool south, int threads) {
-  lsda::cpu::geo_pad<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south}, threads);
+             bool periodic, bool north, bool south, bool torus, int threads) {
+  lsda::cpu::geo_pad<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south, torus},
+                        threads);
 }
 
 template <class T>
 void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
-              bool periodic, bool north, bool south, int threads) {
-  lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south},
+              bool periodic, bool north, bool south, bool torus, int threads) {
+  lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south, torus},
                          threads);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Padding of images that goes on over the date line and the poles, and its adjoint. Beyond a pole that the grid reaches
-// lie the rows before it, half way round; every other edge is repeated. A pixel is a run of numbers side by side: the
-// channels of an image with channels last, one number of a plane.
+// lie the rows before it, half way round; every other edge is repeated. On a torus the first row follows the last. A
+// pixel is a run of numbers side by side: the channels of an image with channels last, one number of a plane.
 #pragma once
 
 #include <cstring>
@@ -15,7 +15,7 @@ struct PadParams {
   T* out;
   const T* in;
   int64_t images, rows, columns, pixel, margin;  // rows and columns without the margin
-  bool periodic, north, south;
+  bool periodic, north, south, torus;
 };
 
 namespace core {
@@ -28,6 +28,7 @@ struct PadRow {
 template <class T>
 LSDA_INLINE PadRow pad_row(const PadParams<T>& a, int64_t padded) {
   const int64_t row = padded - a.margin, over = row - a.rows, half = a.columns / 2;
+  if (a.torus) return {(row + a.rows) % a.rows, 0};
   if (row < 0) return a.periodic && a.north ? PadRow{-row - 1, half} : PadRow{0, 0};
   if (over >= 0) return a.periodic && a.south ? PadRow{a.rows - 1 - over, half} : PadRow{a.rows - 1, 0};
   return {row, 0};

@@ -4,7 +4,7 @@ Attention is written out, because forward-mode derivatives need it: flash kernel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from lsda_fast.kernels.geo_pad import geo_pad
 
-__all__ = ["Attention", "GeoConv2d", "GroupNorm", "ResidualBlock", "TransformerBlock", "level_embedding"]
+__all__ = [
+    "Attention",
+    "GeoConv2d",
+    "GroupNorm",
+    "ResidualBlock",
+    "TransformerBlock",
+    "level_embedding",
+    "padded_convolution",
+]
 
 
 class GeoConv2d(nn.Module):
@@ -37,9 +45,15 @@ class GeoConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, inputs, H, W) -> (M, outputs, H, W)."""
-        # In the weight's precision before it is padded: half the copies where that is the lower one.
-        low = x.to(self.conv.weight.dtype)
-        return self.conv(geo_pad(low, self.margin, self.periodic, self.poles)).to(x.dtype)
+        return padded_convolution(self.conv, x, lambda low: geo_pad(low, self.margin, self.periodic, self.poles))
+
+
+def padded_convolution(conv: nn.Conv2d, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor:
+    """conv(pad(x)), padded in the precision that is multiplied in: half the copies where that is the lower one."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return conv(pad(x.to(torch.get_autocast_dtype(device))))
+    return conv(pad(x.to(conv.weight.dtype))).to(x.dtype)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -74,7 +74,8 @@ class SlamsAutoencoder(nn.Module):
 
     def encode_inputs(self, fields: Tensor) -> Tensor:
         """The same from what ``inputs`` makes of them, (M, C + D, H, W)."""
-        z = self.encoder(fields.nan_to_num())
+        # Channels last in memory: in bfloat16 twice as fast as planes.
+        z = self.encoder(fields.nan_to_num().contiguous(memory_format=torch.channels_last))
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ class SlamsAutoencoder(nn.Module):
 
     def features(self, z: Tensor) -> tuple[Tensor, ...]:
         """What the head decodes: latent (M, k, H, W) to (M, widths[0], H, W)."""
-        return (self.decoder(z * self.std[:, None, None] + self.mean[:, None, None]),)
+        z = z * self.std[:, None, None] + self.mean[:, None, None]
+        return (self.decoder(z.contiguous(memory_format=torch.channels_last)),)
 
     def heads(self) -> tuple[Head, ...]:
         """The decoder's last convolution."""
