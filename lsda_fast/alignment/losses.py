@@ -37,6 +37,7 @@ same in both units.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,8 @@ class Errors:
             return self.whitening.color(F)
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True)
+class Answers:
     """What the networks answer for B pairs, (2, B, *latent) each, winners first, or (3, B, *latent), the anchor's last.
 
     The weight is per pair, (B, ...).
@@ -117,7 +119,7 @@ class Answers(NamedTuple):
     reference: Tensor
     weight: Tensor
 
-    @property
+    @cached_property
     def growth(self) -> Tensor:
         """Delta, (2 or 3, B)."""
         # The difference of two squares as one product: both are large beside it.
@@ -143,7 +145,7 @@ def ipo(answers: Answers, beta: float) -> Tensor:
 
 def dspo(answers: Answers, beta: float) -> Tensor:
     """Direct score preference optimisation, (B,)."""
-    target, model, reference = (part[0] for part in answers[:3])
+    target, model, reference = (part[0] for part in (answers.target, answers.model, answers.reference))
     pull = beta * torch.sigmoid(-beta * answers.margin).reshape(-1, *[1] * (model.ndim - 1))
     return (answers.weight * (model - target - pull * (model - reference)).square()).flatten(1).mean(1)
 
