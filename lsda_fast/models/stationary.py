@@ -17,7 +17,7 @@ g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Wi
 all numbers of the latent in one block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -131,36 +131,46 @@ class StationaryTrajectories(nn.Module):
         variance = (z - self.mean).square().mean(0)
         self.std.copy_((variance.mean(-1, keepdim=True) if self.zonal else variance).sqrt().clamp_min(1e-6))
         for _ in range(_ROUNDS if self.floor < 1 else 0):
-            self.std.mul_(self._fit_modes(z, spans).clamp_min(self.floor).sqrt())
-        self._fit_modes(z, spans)
+            self.std.mul_(self._left(z).clamp_min(self.floor).sqrt())
+        self._fit_autocovariances(z, spans)
 
-    def _fit_modes(self, z: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """Modes and autocovariances in the present units; what they leave of every number's variance, as ``std``."""
-        lags, (n, rank) = self.lag_real.shape[-1] - 1, self.real.shape[1:]
+    def _fit_modes(self, z: Tensor) -> Iterator[tuple[int, float, Tensor, Tensor]]:
+        """Modes in the present units; of each wavenumber m its fold, the modes' amplitudes, and what they leave."""
+        rank = self.real.shape[-1]
         x = to_waves(self.standardize(z)[None], self.zonal)[:, 0]
-        channels, rows, columns = self.latent_shape
+        channels, rows, _ = self.latent_shape
         taper: Tensor | float = 1.0
         if self.zonal and self.reach is not None:
             taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(z.device)
-        left = z.new_zeros(n)
         for m, fold in enumerate(self._fold.tolist()):
-            mode, single = x[m].to(torch.complex128), fold == 1.0
+            mode = x[m].to(torch.complex128)
             covariance = mode.T @ mode.conj() / len(mode) * taper
-            vectors = torch.linalg.eigh(covariance.real if single else covariance)[1].flip(1)[:, :rank].to(mode)
+            vectors = torch.linalg.eigh(covariance.real if fold == 1.0 else covariance)[1].flip(1)[:, :rank].to(mode)
+            self.real[m], self.imaginary[m] = vectors.real.float(), vectors.imag.float()
             a = mode @ vectors.conj()
-            rest = mode - a @ vectors.T
+            yield m, fold, a, mode - a @ vectors.T
+
+    def _left(self, z: Tensor) -> Tensor:
+        """What the modes in the present units leave of every number's variance, as ``std``."""
+        channels, rows, columns = self.latent_shape
+        left = z.new_zeros(self.real.shape[1])
+        for _, fold, _, rest in self._fit_modes(z):
             left += fold * rest.abs().square().mean(0).to(left)
+        return left.reshape(channels, rows, 1) / columns if self.zonal else left.reshape(self.latent_shape)
+
+    def _fit_autocovariances(self, z: Tensor, spans: Sequence[tuple[int, int]]) -> None:
+        """Modes in the present units, and the autocovariances of their amplitudes and of what they leave."""
+        lags, (n, rank) = self.lag_real.shape[-1] - 1, self.real.shape[1:]
+        for m, fold, a, rest in self._fit_modes(z):
             g = _autocovariance(a, spans, lags)
             g_rest = _autocovariance(rest, spans, lags).sum(0, keepdim=True) / max(n - rank, 1)
             # A little white noise, so that rounding the numbers leaves a covariance.
             g[:, 0] += _LEAST + 1e-5 * g[:, 0]
             g_rest[:, 0] += _LEAST + 1e-5 * g_rest[:, 0]
-            if single:
+            if fold == 1.0:
                 g, g_rest = g.real + 0j, g_rest.real + 0j
-            self.real[m], self.imaginary[m] = vectors.real.float(), vectors.imag.float()
             self.lag_real[m], self.lag_imaginary[m] = g.real.float(), g.imag.float()
             self.rest_real[m], self.rest_imaginary[m] = g_rest.real.float(), g_rest.imag.float()
-        return left.reshape(channels, rows, 1) / columns if self.zonal else left.reshape(self.latent_shape)
 
     def variance(self) -> Tensor:
         """Of v at every place, (*latent)."""
