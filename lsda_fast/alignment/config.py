@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lsda_fast.training.config import Optimization, Section, read_config
+from lsda_fast.training.config import Optimization
+from lsda_fast.training.config_file import Section, read_config
 
 __all__ = [
     "PRESETS",
@@ -127,5 +128,5 @@ class AlignmentConfig(Section):
 
 
 def load_config(source: str | Path, **overrides: Any) -> AlignmentConfig:
-    """An alignment preset by name or a YAML file, with top-level overrides; see ``training.config.read_config``."""
+    """An alignment preset by name or a YAML file, with top-level overrides; see ``config_file.read_config``."""
     return read_config(AlignmentConfig, source, "lsda_fast.alignment", PRESETS, overrides)
