@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,12 @@ def _load(name: str) -> ModuleType:
 def toy() -> ModuleType:
     """``linear_gaussian.py``: problems with a closed-form posterior."""
     return _load("linear_gaussian")
+
+
+@pytest.fixture(scope="session")
+def problem(toy: ModuleType) -> Any:
+    """One of them, for a guided step: 50 correlated latents, 20 observations."""
+    return toy.build("correlated", n=50, P=20)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,16 @@ class LinearGaussian:
         information = torch.linalg.solve(self.covariance, self.mean) + z_t * (level.alpha / level.sigma**2)
         return information @ C, C
 
+    def noisy(self, t: float) -> Tensor:
+        """Three latents (3, n) at time t, noised from the posterior's mean."""
+        level = self.prior.schedule.level(t)
+        eps = torch.randn(3, len(self.mean), dtype=self.mean.dtype, generator=torch.Generator().manual_seed(0))
+        return level.alpha * self.mean + level.sigma * eps
+
+    def context(self, t: float) -> Context:
+        """What a guidance is told at time t of a run of three members."""
+        return Context(self.prior, self.likelihood, self.prior.schedule.level(t), False, Key.of(7, range(3)))
+
 
 def build(
     kind: str = "correlated",
