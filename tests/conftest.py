@@ -45,6 +45,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def linear() -> ModuleType:
+    """``linear_package.py``: a package whose analyses are known."""
+    return _load("linear_package")
+
+
+@pytest.fixture(scope="session")
 def checks() -> ModuleType:
     """``kernel_checks.py``: what every native operation is held to."""
     return _load("kernel_checks")
