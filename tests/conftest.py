@@ -51,6 +51,12 @@ def linear() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def daily() -> ModuleType:
+    """``daily_states.py``: archives to train on."""
+    return _load("daily_states")
+
+
+@pytest.fixture(scope="session")
 def checks() -> ModuleType:
     """``kernel_checks.py``: what every native operation is held to."""
     return _load("kernel_checks")
