@@ -57,6 +57,18 @@ def daily() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def program() -> ModuleType:
+    """``cli_world.py``: the command line in this process."""
+    return _load("cli_world")
+
+
+@pytest.fixture(scope="session")
+def world(program: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trained package and the files around it, for the command line."""
+    return program.made(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
 def checks() -> ModuleType:
     """``kernel_checks.py``: what every native operation is held to."""
     return _load("kernel_checks")
