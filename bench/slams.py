@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{way}", nargs="+", type=Path, default=[], metavar="PACKAGE")
     parser.add_argument("--steps", nargs="+", default=[], metavar="[WAY=]STEPS", help="if not the way's own")
     parser.add_argument("--correct", nargs="+", default=[], metavar="[WAY=]ROUNDS", help="Langevin, if not its own")
+    parser.add_argument("--start", nargs="+", default=[], metavar="[WAY=]TIME", help="of the first level, if not 1")
     parser.add_argument("--low", nargs="+", default=[], choices=list(WAYS), metavar="WAY", help="networks in bfloat16")
     parser.add_argument("--cases", nargs="+", default=list(DEGRADATIONS), choices=list(DEGRADATIONS), metavar="CASE")
     parser.add_argument("--modalities", nargs="+", type=int, default=[0, 1, 2])
@@ -71,11 +72,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/slams"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
-    arguments.steps, arguments.correct = (
-        _numbers(given, option, least)
-        for given, option, least in ((arguments.steps, "--steps", 1), (arguments.correct, "--correct", 0))
-    )
-    arguments.members = dict.fromkeys(WAYS, 4) | _numbers(arguments.members, "--members")
+    for option, (read, accepted) in NUMBERS.items():
+        setattr(arguments, option, _by_way(getattr(arguments, option), f"--{option}", read, accepted))
+    arguments.members = dict.fromkeys(WAYS, 4) | arguments.members
     return arguments
 
 
@@ -148,6 +147,7 @@ def told(way: Way) -> dict[str, Any]:
     corrector = way.sampler.get("corrector")
     return {
         "steps": way.sampler["steps"],
+        "start": way.sampler.get("start", 1.0),
         "corrections": corrector.rounds if corrector else 0,
         "precision": "bfloat16" if way.low else "float32",
     }
@@ -162,26 +162,48 @@ def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> p
 
 
 def _settings(way: Way, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The way's sampler, with as many levels and corrections as were asked for."""
+    """The way's sampler, with the levels, the first of them and the corrections that were asked for."""
     settings = dict(way.sampler)
-    if name in arguments.steps:
-        settings["steps"] = arguments.steps[name]
+    for option in ("steps", "start"):
+        if name in getattr(arguments, option):
+            settings[option] = getattr(arguments, option)[name]
     if name in arguments.correct and settings.get("corrector"):
         rounds = arguments.correct[name]
         settings["corrector"] = replace(settings["corrector"], rounds=rounds) if rounds else None
     return settings
 
 
-def _numbers(texts: Sequence[str], option: str, least: int = 1) -> dict[str, int]:
+def _by_way(texts: Sequence[str], option: str, read: Callable[[str], float | None], accepted: str) -> dict[str, Any]:
     """By way, from NUMBER for all of them or WAY=NUMBER."""
-    numbers: dict[str, int] = {}
+    numbers: dict[str, Any] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
-        if (name and name not in WAYS) or not number.isdecimal() or int(number) < least:
-            raise InputError(f"{option} {text} came; accepted: a number of at least {least}, by itself or after one of "
+        value = read(number)
+        if (name and name not in WAYS) or value is None:
+            raise InputError(f"{option} {text} came; accepted: {accepted}, by itself or after one of "
                              f"{', '.join(f'{way}=' for way in WAYS)}")  # fmt: skip
-        numbers |= dict.fromkeys([name] if name else WAYS, int(number))
+        numbers |= dict.fromkeys([name] if name else WAYS, value)
     return numbers
+
+
+def _whole(least: int) -> Callable[[str], int | None]:
+    return lambda text: int(text) if text.isdecimal() and int(text) >= least else None
+
+
+def _time(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value <= 1 else None
+
+
+NUMBERS: dict[str, tuple[Callable[[str], float | None], str]] = {
+    "steps": (_whole(1), "a number of at least 1"),
+    "members": (_whole(1), "a number of at least 1"),
+    "correct": (_whole(0), "a number of at least 0"),
+    "start": (_time, "a time above 0, at most 1"),
+}
 
 
 def _digest(*what: Any) -> str:
