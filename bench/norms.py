@@ -77,22 +77,28 @@ def compiled(f: Function, inputs: tuple[Tensor, ...]) -> Function | None:
     return fast
 
 
+def norm_calls(x: Tensor, rest: tuple, eps: float) -> Calls:
+    """The value, and the products at a point whose statistics are known."""
+    t, kept = torch.randn_like(x), norm.VALUE(x, *rest, eps)[1]
+    return {
+        "value": lambda: norm.VALUE(x, *rest, eps),
+        "vjp": lambda: norm.VJP(t, x, kept, *rest),
+        "jvp": lambda: norm.JVP(t, x, kept, *rest),
+    }
+
+
 def group_norm(shape: tuple[int, ...], layout: str) -> tuple[Function, Function, tuple[Tensor, ...], Calls, int]:
     """A layer of the autoencoder: plain, fused, its inputs, the bare products, and the size."""
     x = torch.randn(shape).contiguous(memory_format=FORMATS[layout])
     layer = GroupNorm(8, shape[1]).requires_grad_(False)
     last = layout == "channels_last"
     flat = x.permute(0, 2, 3, 1).flatten(1, 2) if last else x.flatten(2)
-    t, rest = torch.randn_like(flat), (layer.weight[None], layer.bias[None], 8, last, layer.eps, True)
+    rest = (layer.weight[None], layer.bias[None], 8, last, True, [])
     return (
         lambda x: F.silu(layer(x)),
         lambda x: norm.norm_silu(x, layer.weight, layer.bias, groups=8, eps=layer.eps),
         (x,),
-        {
-            "value": lambda: norm.VALUE(flat, *rest),
-            "vjp": lambda: norm.VJP(t, flat, *rest),
-            "jvp": lambda: norm.JVP(t, flat, *rest),
-        },
+        norm_calls(flat, rest, layer.eps),
         x.numel(),
     )
 
@@ -102,16 +108,12 @@ def layer_norm(shape: tuple[int, ...]) -> tuple[Function, Function, tuple[Tensor
     x, C = torch.randn(shape), shape[-1]
     scale, shift = torch.randn(2, shape[0], C)
     flat = x.reshape(-1, 1, C)
-    t, rest = torch.randn_like(flat), (1 + scale, shift, 1, True, 1e-5, False)
+    rest = (1 + scale, shift, 1, True, False, [])
     return (
         lambda x: F.layer_norm(x, (C,)) * (1 + scale[:, None]) + shift[:, None],
         lambda x: norm.norm_silu(x, scale=scale, shift=shift, silu=False),
         (x,),
-        {
-            "value": lambda: norm.VALUE(flat, *rest),
-            "vjp": lambda: norm.VJP(t, flat, *rest),
-            "jvp": lambda: norm.JVP(t, flat, *rest),
-        },
+        norm_calls(flat, rest, 1e-5),
         x.numel(),
     )
 

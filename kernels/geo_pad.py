@@ -21,7 +21,7 @@ from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import transposes
 from lsda_fast.kernels.registry import Operation
 
-__all__ = ["geo_fold", "geo_pad"]
+__all__ = ["edges", "geo_fold", "geo_pad"]
 
 Poles = Sequence[bool]
 
@@ -60,19 +60,32 @@ def geo_fold(u: Tensor, n: int, periodic: bool, poles: Poles = (True, True), tor
     return _call(FOLD_CALL, u, n, 2 * n, periodic, poles, torus)
 
 
-def _call(operation: Any, x: Tensor, n: int, margins: int, periodic: bool, poles: Poles, torus: bool) -> Tensor:
+def edges(
+    size: Sequence[int], n: int, periodic: bool, poles: Poles = (True, True), torus: bool = False
+) -> tuple[int, bool, bool, bool, bool]:
+    """n, periodic, north, south and torus as the operations take them, for images (..., H, W).
+
+    Raises
+    ------
+    InputError
+        No image, or a smaller one than the margin.
+    """
+    periodic = periodic or torus
+    if len(size) != 4 or n < 0 or size[2] < n or size[3] < (n if periodic else 1):
+        raise InputError(
+            f"an image {tuple(size)} and a margin of {n}; accepted: (M, C, H, W), no smaller than the margin"
+        )
+    return n, periodic, *poles, torus  # type: ignore[return-value]
+
+
+def _call(operation: Any, x: Tensor, n: int, margins: int, *rest: Any) -> Tensor:
     if n == 0:
         return x
-    periodic = periodic or torus
-    shape = tuple(x.shape)
-    size = [length - margins for length in shape[2:]]
-    if len(shape) != 4 or n < 0 or size[0] < n or size[1] < (n if periodic else 1):
-        raise InputError(f"an image {shape} and a margin of {n}; accepted: (M, C, H, W), no smaller than the margin")
-    settings = (n, periodic, *poles, torus)
+    settings = edges([*x.shape[:2], *(length - margins for length in x.shape[2:])], n, *rest)
     if not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
         return operation(x.permute(0, 2, 3, 1), *settings).permute(0, 3, 1, 2)
     planes = operation(x.contiguous().flatten(0, 1)[..., None], *settings)
-    return planes.reshape(*shape[:2], *planes.shape[1:3])
+    return planes.reshape(*x.shape[:2], *planes.shape[1:3])
 
 
 def pad_reference(x: Tensor, n: int, periodic: bool, north: bool, south: bool, torus: bool) -> Tensor:

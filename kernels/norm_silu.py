@@ -5,35 +5,35 @@
 
 Layer normalisation has a mean for every token; group normalisation (Wu & He 2018, arXiv:1803.08494) one for every
 member and group of channels. With D = diag(a silu'(p)) and P v = (v - mean(v) - n mean(n v)) / sqrt(variance + eps),
-which is its own transpose, the JVP is D P and the VJP P D; both find n again from x. The gradients of a and b, and
-their tangents, are plain torch and cost nothing where nobody asks. Statistics are in float64 in native code. Half
-precision is computed in float32, on the CPU in plain torch, and a and b are float32 islands: the weights and the
-modulation may be of either precision. A member is the same in any company. There are no second derivatives.
+which is its own transpose, the JVP is D P and the VJP P D. The value leaves the statistics of each slice, its mean and
+1 / sqrt(variance + eps), from which both find n again. The gradients of a and b, and their tangents, are plain torch
+and cost nothing where nobody asks. Sums are in float64 in native code. Half precision is computed in float32, on the
+CPU in plain torch, and a, b and the statistics are float32 islands: the weights and the modulation may be of either
+precision. A member is the same in any company. There are no second derivatives.
+
+Where a convolution follows, y and the JVP are made with the margins that ``geo_pad`` would give them, and the VJP is of
+what has them: in C++ in the same pass.
 
 The operation itself sees slices: x (R, C, S), or (R, S, C) where the channels lie last; a and b (A, C), each for R / A
-rows. A token is a row with S = 1.
+rows; ``image`` is nothing, or rows and columns of S = H x W and what ``geo_pad`` is told. A token is a row with S = 1.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lsda_fast.errors import InputError
 from lsda_fast.kernels import native, triton
 from lsda_fast.kernels.derivatives import call, first_order, more_rows, rows_for
 from lsda_fast.kernels.implementations import Native
+from lsda_fast.kernels.norm_reference import joined, jvp_reference, norm_reference, vjp_reference
 from lsda_fast.kernels.registry import Operation
-from lsda_fast.kernels.standard import Standard, affine, split
+from lsda_fast.kernels.slices import Map, slices_of
+from lsda_fast.kernels.standard import Standard, folded, padded, split
 
 __all__ = ["norm_silu", "norm_silu_products"]
-
-Map = Callable[[Tensor], Tensor]
-Maybe = Tensor | None
 
 LAYOUTS = ("tokens", "planes", "last")
 PRODUCTS = ("value", "jvp", "vjp")
@@ -49,6 +49,7 @@ def norm_silu(
     shift: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = True,
+    pad: Sequence[Any] = (),
 ) -> Tensor:
     """See the module's equations.
 
@@ -63,19 +64,21 @@ def norm_silu(
         The modulation.
     eps : float
     silu : bool
+    pad : sequence
+        What ``geo_pad`` is told of the margins that images (M, C, H, W) get; none when not given.
 
     Returns
     -------
     Tensor
-        Shape and memory format of x.
+        Shape, with margins, and memory format of x.
 
     Raises
     ------
     InputError
         Sizes that do not belong together.
     """
-    slices, a, b, settings, back = _slices(x, weight, bias, scale, shift, groups, eps, silu)
-    return back(call(_Value, VALUE, slices(x), a, b, *settings))
+    slices, a, b, settings, back = slices_of(x, weight, bias, scale, shift, groups, silu, pad)
+    return back(call(_Value, VALUE, slices(x), a, b, *settings, eps)[0])
 
 
 def norm_silu_products(
@@ -86,82 +89,43 @@ def norm_silu_products(
     groups: int | None = None,
     eps: float = 1e-5,
     silu: bool = True,
+    pad: Sequence[Any] = (),
 ) -> tuple[Tensor, Map, Map]:
     """The value, v -> J v and u -> J' u, past autograd; as ``norm_silu``. One member takes any number of v and u."""
-    slices, a, b, settings, back = _slices(x, weight, bias, None, None, groups, eps, silu)
+    slices, a, b, settings, back = slices_of(x, weight, bias, None, None, groups, silu, pad)
     flat = slices(x)
-    y = back(VALUE(flat, a, b, *settings))
+    y, kept = VALUE(flat, a, b, *settings, eps)
 
     def product(operation: Operation, t: Tensor) -> Tensor:
         t = slices(t)
-        return back(operation(t, *rows_for(t, flat), a, b, *settings))
+        return back(operation(t, *rows_for(t, flat, kept), a, b, *settings))
 
-    return y, partial(product, JVP), partial(product, VJP)
-
-
-def _slices(
-    x: Tensor, weight: Maybe, bias: Maybe, scale: Maybe, shift: Maybe, groups: int | None, eps: float, silu: bool
-) -> tuple[Map, Tensor, Tensor, tuple[int, bool, float, bool], Map]:
-    """How x becomes slices, a and b, the operations' settings, and how slices become x's shape and format."""
-    if x.ndim < 2 or (groups and x.shape[1] % groups):
-        accepted = "(members, ..., channels)" if groups is None else f"(members, a multiple of {groups} channels, ...)"
-        raise InputError(f"norm_silu of a tensor of shape {tuple(x.shape)}; accepted: {accepted}")
-    last = groups is None or (x.ndim == 4 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
-    images = groups is not None and last
-    place = x.permute(0, 2, 3, 1) if images else x
-    C = place.shape[-1] if last else place.shape[1]
-    a, b = affine(x, C, weight, bias, scale, shift)
-    shape, S = place.shape[1:], math.prod(place.shape[1:-1] if last else place.shape[2:])
-
-    def slices(t: Tensor) -> Tensor:
-        flat = (len(t) * S, 1, C) if groups is None else (len(t), S, C) if last else (len(t), C, S)
-        return (t.permute(0, 2, 3, 1) if images else t).contiguous().reshape(flat)
-
-    def back(y: Tensor) -> Tensor:
-        y = y.reshape(len(y) if groups else len(y) // max(S, 1), *shape)
-        return y.permute(0, 3, 1, 2) if images else y
-
-    return slices, a, b, (groups or 1, last, eps, silu), back
+    return back(y), partial(product, JVP), partial(product, VJP)
 
 
-def norm_reference(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool) -> Tensor:
-    """y for x (R, C, S) or (R, S, C), a and b (A, C)."""
-    s = Standard.of(x, a, b, groups, last, eps)
-    p = s.a * s.n + s.b
-    return _join(F.silu(p) if silu else p, x)
+def _padded_empty(x: Tensor, last: bool, image: Sequence[int]) -> Tensor:
+    size = list(x.shape)
+    if image:
+        H, W, n, *_ = image
+        size[1 if last else 2] = (H + 2 * n) * (W + 2 * n)
+    return x.new_empty(size)
 
 
-def jvp_reference(
-    v: Tensor, x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool
-) -> Tensor:
-    """D P v."""
-    s = Standard.of(x, a, b, groups, last, eps)
-    return _join(s.a * s.slope(silu) * s.project(split(v, a, groups, last).to(s.n)), x)
+def _value_empty(
+    x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, silu: bool, image: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor]:
+    new = x.new_empty if x.numel() else x.new_zeros
+    kept = new(len(x), groups, 2, dtype=torch.promote_types(x.dtype, torch.float32))
+    return _padded_empty(x, last, image), kept
 
 
-def vjp_reference(
-    u: Tensor, x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, eps: float, silu: bool
-) -> Tensor:
-    """P D u."""
-    s = Standard.of(x, a, b, groups, last, eps)
-    return _join(s.project(s.a * s.slope(silu) * split(u, a, groups, last).to(s.n)), x)
-
-
-def _join(y: Tensor, x: Tensor) -> Tensor:
-    return y.reshape(x.shape).to(x.dtype).contiguous()
-
-
-def _empty(x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _run(product: str, out: Tensor, t: Tensor, x: Tensor, a: Tensor, b: Tensor, *settings: Any) -> None:
-    groups, last, eps, silu = settings
+def _run(product: str, out: Tensor, kept: Tensor, t: Tensor, x: Tensor, a: Tensor, b: Tensor, *settings: Any) -> None:
+    groups, last, silu, image, *eps = settings
     R, C, S = (x.shape[0], x.shape[2], x.shape[1]) if last else x.shape
     layout = "planes" if not last else "tokens" if S * groups == 1 else "last"
-    sizes = (R, R // max(len(a), 1), groups, C // groups, S)
-    codes = PRODUCTS.index(product), LAYOUTS.index(layout)
-    native.run("norm", x.dtype, codes[0], out, t, x, a, b, *sizes, eps, codes[1], silu)
+    sizes = (R, R // max(len(a), 1), groups, C // groups, LAYOUTS.index(layout), silu, eps[0] if eps else 0.0)
+    frame = (*image[:3], *map(bool, image[3:])) if image else (1, S, 0, False, False, False, False)
+    native.run("norm", x.dtype, PRODUCTS.index(product), out, kept, t, x, a, b, *sizes, *frame)
 
 
 def _limits(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, *rest: Any) -> str:
@@ -175,52 +139,60 @@ def _row_limits(x: Tensor, *rest: Any) -> str:
     return "" if x[:1].numel() < 2**31 else f"rows of {x[:1].numel()} elements; Triton takes fewer than 2^31"
 
 
-_SIGNATURE = "Tensor x, Tensor a, Tensor b, int groups, bool last, float eps, bool silu) -> Tensor"
+_SETTINGS = "int groups, bool last, bool silu, int[] image"
 VALUE = Operation(
-    f"norm_silu({_SIGNATURE}",
+    f"norm_silu(Tensor x, Tensor a, Tensor b, {_SETTINGS}, float eps) -> (Tensor, Tensor)",
     reference=norm_reference,
-    empty=_empty,
+    empty=_value_empty,
     natives={
-        "cpu": Native(lambda out, x, *rest: _run("value", out, x, x, *rest), _limits),
+        "cpu": Native(lambda out, x, *rest: _run("value", *out, x, x, *rest), _limits),
         "triton": Native(triton.fill("norm_silu"), _row_limits, triton.DTYPES, mixed=True),
     },
 )
 
 
-def _derivative(product: str, of: str, reference: Callable[..., Tensor]) -> Operation:
+def _derivative(product: str, of: str, reference: Callable[..., Tensor], empty: Callable[..., Tensor]) -> Operation:
+    def run(out: Tensor, t: Tensor, x: Tensor, kept: Tensor, *rest: Any) -> None:
+        _run(product, out, kept, t, x, *rest)
+
     return Operation(
-        f"norm_silu_{product}(Tensor {of}, {_SIGNATURE}",
+        f"norm_silu_{product}(Tensor {of}, Tensor x, Tensor kept, Tensor a, Tensor b, {_SETTINGS}) -> Tensor",
         reference=reference,
-        empty=_empty,
+        empty=empty,
         natives={
-            "cpu": Native(lambda out, *rest: _run(product, out, *rest), lambda t, *rest: _limits(*rest)),
+            "cpu": Native(run, lambda t, x, kept, *rest: _limits(x, *rest)),
             "triton": Native(triton.fill(f"norm_silu_{product}"), _row_limits, triton.DTYPES, mixed=True),
         },
     )
 
 
-JVP, VJP = _derivative("jvp", "v", jvp_reference), _derivative("vjp", "u", vjp_reference)
+JVP = _derivative(
+    "jvp", "v", jvp_reference, lambda v, x, kept, a, b, groups, last, silu, image: _padded_empty(x, last, image)
+)
+VJP = _derivative("vjp", "u", vjp_reference, lambda u, x, *rest: x.new_empty(x.shape))
 
 
-def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, a, b, *ctx.settings = inputs
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, a, b, *settings, _ = inputs
+    ctx.settings = settings
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, a, b)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], a, b)
 
 
-def _backward(ctx: Any, u: Tensor | None) -> tuple:
+def _backward(ctx: Any, u: Tensor | None, _: None) -> tuple:
     if u is None:
-        return (None,) * 7
-    x, a, b = ctx.saved_tensors
+        return (None,) * 8
+    x, kept, a, b = ctx.saved_tensors
     u = u.contiguous()
-    dx = call(_VJP, VJP, u, x, a, b, *ctx.settings) if ctx.needs_input_grad[0] else None
+    dx = call(_VJP, VJP, u, x, kept, a, b, *ctx.settings) if ctx.needs_input_grad[0] else None
     da = db = None
     if any(ctx.needs_input_grad[1:3]):
-        groups, last, eps, silu = ctx.settings
-        s = Standard.of(x, a, b, groups, last, eps)
-        dp = s.slope(silu) * split(u, a, groups, last).to(s.n)
+        groups, last, silu, image = ctx.settings
+        s = Standard.kept(x, kept, a, b, groups, last)
+        dp = s.slope(silu) * split(folded(u, last, image), a, groups, last).to(s.n)
         da, db = ((dp * f).sum((1, 2 if last else 4)).reshape(a.shape).to(a.dtype) for f in (s.n, 1))
-    return dx, da, db, None, None, None, None
+    return dx, da, db, None, None, None, None, None
 
 
 VALUE.differentiate(_keep, _backward)
@@ -233,18 +205,19 @@ class _Value(torch.autograd.Function):
     vmap = staticmethod(lambda *arguments: more_rows(_Value, *arguments))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         _keep(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3])
+        ctx.save_for_forward(inputs[0], output[1], *inputs[1:3])
 
     @staticmethod
-    def jvp(ctx: Any, v: Tensor | None, va: Tensor | None, vb: Tensor | None, *_: None) -> Tensor:
-        x, a, b = ctx.saved_tensors
-        dy = torch.zeros_like(x) if v is None else call(_JVP, JVP, v.contiguous(), x, a, b, *ctx.settings)
+    def jvp(ctx: Any, v: Tensor | None, va: Tensor | None, vb: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        x, kept, a, b = ctx.saved_tensors
+        v = torch.zeros_like(x) if v is None else v.contiguous()
+        dy = call(_JVP, JVP, v, x, kept, a, b, *ctx.settings)
         if va is None and vb is None:
-            return dy
-        groups, last, eps, silu = ctx.settings
-        s = Standard.of(x, a, b, groups, last, eps)
+            return dy, None
+        groups, last, silu, image = ctx.settings
+        s = Standard.kept(x, kept, a, b, groups, last)
         va, vb = (torch.zeros_like(a) if t is None else t for t in (va, vb))
         dp = s.n * va.reshape(s.a.shape) + vb.reshape(s.a.shape)
-        return dy + _join(s.slope(silu) * dp, x)
+        return dy + padded(joined(s.slope(silu) * dp, x), last, image), None

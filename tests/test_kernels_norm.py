@@ -11,7 +11,8 @@ from lsda_fast.kernels import gated_residual_norm as gated
 from lsda_fast.kernels import native
 from lsda_fast.kernels import norm_silu as norm
 from lsda_fast.kernels.gated_residual_norm import gated_residual_norm
-from lsda_fast.kernels.norm_silu import norm_silu
+from lsda_fast.kernels.geo_pad import geo_pad
+from lsda_fast.kernels.norm_silu import norm_silu, norm_silu_products
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_project
 
@@ -25,6 +26,22 @@ def slices(R, C, S, groups, last, A):
     """t, x, a, b in float64, rounded to float32."""
     shape = (R, S, C) if last else (R, C, S)
     return draw(*shape), draw(*shape, seed=1), draw(A, C, seed=2), draw(A, C, seed=3)
+
+
+EPS = 1e-5
+
+
+def products(groups, last, image=()):
+    """The value, and its products from the statistics that it leaves, as functions of t, x, a and b."""
+    settings = (groups, last, True, list(image))
+
+    def value(_, x, a, b):
+        return norm.VALUE(x, a, b, *settings, EPS)
+
+    def derivative(operation):
+        return lambda t, x, a, b: operation(t, x, value(t, x, a, b)[1], a, b, *settings)
+
+    return {"value": value, "JVP": derivative(norm.JVP), "VJP": derivative(norm.VJP)}
 
 
 def plain_norm(x: Tensor, weight, bias, scale, shift, groups):
@@ -98,10 +115,10 @@ def calls(dtype=torch.float32):
     stream = per(1, rows, rows.flip(0), rows.flip(1))
     affine = per(1, a, b)
     found = {}
-    for product, operation in (("JVP", norm.JVP), ("VJP", norm.VJP), ("value", lambda t, *rest: norm.VALUE(*rest))):
-        found[f"planes {product}"] = lambda m, f=operation: f(*planes(m), 8, False, 1e-5, True)
-        found[f"last {product}"] = lambda m, f=operation: f(*last(m), *affine(m), 8, True, 1e-5, True)
-        found[f"tokens {product}"] = lambda m, f=operation: f(*tokens(m), *affine(m), 1, True, 1e-5, True)
+    for product in ("JVP", "VJP", "value"):
+        found[f"planes {product}"] = lambda m, p=product: products(8, False)[p](*planes(m))
+        found[f"last {product}"] = lambda m, p=product: products(8, True)[p](*last(m), *affine(m))
+        found[f"tokens {product}"] = lambda m, p=product: products(1, True)[p](*tokens(m), *affine(m))
     for product, operation in (("JVP", gated.JVP), ("VJP", gated.VJP)):
         found[f"stream {product}"] = lambda m, f=operation: f(*stream(m), *affine(m), 1e-5)
     found["stream value"] = lambda m: gated.VALUE(*stream(m)[:2], affine(m)[0], *affine(m), 1e-5)
@@ -129,8 +146,7 @@ def test_adjoint_identity(checks, dtype, last):
     u, x, a, b = (z.to(dtype) for z in slices(4, 24, 900, 8, last, 4))
     v = draw(*u.shape, seed=7).to(dtype)
     with kernels.use("cpu"):
-        forward = norm.JVP(v, x, a, b, 8, last, 1e-5, True)
-        back = norm.VJP(u, x, a, b, 8, last, 1e-5, True)
+        forward, back = products(8, last)["JVP"](v, x, a, b), products(8, last)["VJP"](u, x, a, b)
     left, right = torch.sum(u.double() * forward.double()), torch.sum(v.double() * back.double())
     assert abs(left - right) <= torch.finfo(dtype).eps * torch.sum((u * forward).double().abs())
 
@@ -159,6 +175,40 @@ def test_wide_groups_that_lie_last_go_to_torch(checks):
             norm_silu(torch.zeros(1, width, 2, 2).contiguous(memory_format=torch.channels_last), groups=1)
     assert [choice.implementation for choice in taken] == ["cpu", "reference"]
     assert taken[1].reason == f"groups of {most + 1} channels that lie last; C++ takes up to {most}"
+
+
+EDGES = [(), (0, True), (1, True), (2, True, (False, True)), (1, False), (3, True, (True, True), True)]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
+@pytest.mark.parametrize("pad", EDGES, ids=str)
+def test_margins_are_those_of_geo_pad_and_every_derivative_knows_them(checks, implementation, form, pad):
+    checks.isas()
+    n = pad[0] if pad else 0
+    x, v = (draw(3, 12, 5, 7, seed=s).contiguous(memory_format=form) for s in (0, 1))
+    u = draw(3, 12, 5 + 2 * n, 7 + 2 * n, seed=2).contiguous(memory_format=form)
+    weight, bias = draw(12, seed=3), draw(12, seed=4)
+
+    def ours(x, weight, bias):
+        return norm_silu(x, weight, bias, groups=4, pad=pad)
+
+    def theirs(x, weight, bias):
+        return geo_pad(F.silu(F.group_norm(x, 4, weight, bias)), *pad or (0, True))
+
+    expected, pull = torch.func.vjp(theirs, x, weight, bias)
+    gradients = pull(u)
+    with kernels.use(implementation):
+        y, jvp, vjp = norm_silu_products(x, weight, bias, groups=4, pad=pad)
+        torch.testing.assert_close(torch.func.vjp(ours, x, weight, bias)[1](u), gradients)
+        tangent = torch.func.jvp(ours, (x, weight, bias), (v, weight, bias))[1]
+        dy, dx = jvp(v), vjp(u)
+    for found, value in ((y, expected), (dx, gradients[0])):
+        torch.testing.assert_close(found, value)
+        assert found.is_contiguous(memory_format=form)
+    torch.testing.assert_close((dy * u).sum(), (v * dx).sum())
+    right = sum((a * b).sum() for a, b in zip(gradients, (v, weight, bias), strict=True))
+    torch.testing.assert_close((tangent * u).sum(), right)
 
 
 def test_any_strides(checks):
@@ -225,11 +275,14 @@ def test_a_second_derivative_is_refused(call):
 
 def test_registration(checks):
     t, *rest = slices(4, 6, 5, 3, False, 2)
-    settings = (3, False, 1e-5, True)
     quick = ("test_schema", "test_faketensor")
-    torch.library.opcheck(norm.JVP.op, (t, *rest, *settings), test_utils=quick)
-    torch.library.opcheck(norm.VJP.op, (t, *rest, *settings), test_utils=quick)
-    torch.library.opcheck(norm.VALUE.op, (*(z.requires_grad_() for z in rest), *settings))
+    x, a, b = rest
+    for image in ([], [1, 5, 1, 1, 1, 0, 0]):
+        settings = (3, False, True, image)
+        y, kept = norm.VALUE(*rest, *settings, EPS)
+        torch.library.opcheck(norm.JVP.op, (t, x, kept, a, b, *settings), test_utils=quick)
+        torch.library.opcheck(norm.VJP.op, (y, x, kept, a, b, *settings), test_utils=quick)
+        torch.library.opcheck(norm.VALUE.op, (*(z.clone().requires_grad_() for z in rest), *settings, EPS))
     x, y, u = (draw(4, 6, seed=s) for s in range(3))
     gate, a, b = (draw(2, 6, seed=s) for s in range(3))
     torch.library.opcheck(gated.JVP.op, (x, y, u, gate, a, 1e-5), test_utils=quick)
@@ -268,6 +321,11 @@ def test_torch_func_inside_torch_compile_is_right_or_refused(checks):
     [
         (lambda x: norm_silu(x, groups=4), r"\(2, 6, 5\); accepted: \(members, a multiple of 4 channels, ...\)"),
         (lambda x: norm_silu(x[0, 0]), r"\(5,\); accepted: \(members, ..., channels\)"),
+        (lambda x: norm_silu(x, pad=(1, True)), r"tokens with margins; accepted: images, with groups"),
+        (
+            lambda x: norm_silu(x, groups=3, pad=(1, True)),
+            r"an image \(2, 6, 5\) and a margin of 1; accepted: \(M, C, H, W\)",
+        ),
         (lambda x: norm_silu(x, torch.ones(6)), r"weight \(6,\); accepted: \(5,\)"),
         (lambda x: norm_silu(x, groups=3, scale=torch.ones(2, 5)), r"scale \(2, 5\); accepted: \(2, 6\)"),
         (lambda x: gated_residual_norm(x, x[:1]), r"\(2, 6, 5\) and \(1, 6, 5\); accepted: \(members"),

@@ -27,6 +27,7 @@ from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import obs_residual
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
+from lsda_fast.kernels.standard import Standard
 
 __all__ = [
     "SEED",
@@ -48,6 +49,7 @@ __all__ = [
 Outputs = Tensor | Sequence[Tensor]
 Cast = Callable[[Tensor], Tensor]
 
+EPS = 1e-5
 SEED = (0x9ABCDEF0 << 32) + 0x12345678
 
 
@@ -209,16 +211,30 @@ def adam(draw: Draw, *shape: int) -> Case:
 
 
 def slices(
-    product: str, draw: Draw, R: int, C: int, S: int, groups: int, last: int, A: int, silu: bool = True, mean: float = 0
+    product: str,
+    draw: Draw,
+    R: int,
+    C: int,
+    S: int,
+    groups: int,
+    last: int,
+    A: int,
+    silu: bool = True,
+    mean: float = 0,
+    image: Sequence[int] = (),
 ) -> Case:
-    """x (R, C, S), or (R, S, C) with the channels last; a and b (A, C)."""
-    shape = (R, S, C) if last else (R, C, S)
-    t, x, a, b = draw.normal(*shape), draw.normal(*shape) + mean, draw.normal(A, C), draw.normal(A, C)
-    operation = {"value": norm.VALUE, "jvp": norm.JVP, "vjp": norm.VJP}[product]
-    settings = (groups, bool(last), 1e-5, silu)
-    inputs = (x, a, b) if product == "value" else (t, x, a, b)
-    has = ("vjp",) if product == "value" else ()
-    return Case(inputs, lambda cast: lambda *inputs: operation(*inputs, *settings), has)
+    """x (R, C, S), or (R, S, C) with the channels last; a and b (A, C); ``image`` as the operation has it."""
+    shape, places = ((R, S, C) if last else (R, C, S)), S
+    if image and product == "vjp":
+        places = (image[0] + 2 * image[2]) * (image[1] + 2 * image[2])
+    t, x = draw.normal(*((R, places, C) if last else (R, C, places))), draw.normal(*shape) + mean
+    a, b, settings = draw.normal(A, C), draw.normal(A, C), (groups, bool(last), silu, list(image))
+    if product == "value":
+        # The statistics have no derivative.
+        return Case((x, a, b), lambda cast: lambda *inputs: norm.VALUE(*inputs, *settings, EPS), ())
+    operation = {"jvp": norm.JVP, "vjp": norm.VJP}[product]
+    kept = Standard.of(x, a, b, groups, bool(last), EPS).statistics(R, groups)
+    return Case((t, x, kept, a, b), lambda cast: lambda *inputs: operation(*inputs, *settings))
 
 
 def pad(operation: Any, draw: Draw, R: int, H: int, W: int, C: int, n: int, *edges: bool) -> Case:

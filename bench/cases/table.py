@@ -76,6 +76,21 @@ _SLICES: dict[str, tuple] = {
     "no member": (0, 24, 35, 4, 0, 1),
     "no place": (2, 24, 0, 4, 1, 1),
 }
+# The same with images: rows, columns and margin; periodic, north, south, torus
+_IMAGES: dict[str, tuple] = {
+    f"{label}, {layout}": (R, C, image[0] * image[1], groups, last, A, silu, 0.0, image)
+    for layout, last in (("channels last", 1), ("planes", 0))
+    for label, R, C, groups, A, silu, image in (
+        ("the globe", 3, 24, 4, 3, True, (5, 8, 1, 1, 1, 1, 0)),
+        ("a wide margin, odd columns", 2, 6, 3, 1, False, (4, 7, 3, 1, 1, 1, 0)),
+        ("one pole", 2, 8, 1, 1, True, (6, 8, 2, 1, 0, 1, 0)),
+        ("a region", 2, 6, 2, 1, True, (5, 7, 2, 0, 1, 1, 0)),
+        ("a torus", 2, 12, 2, 2, True, (3, 6, 1, 1, 1, 1, 1)),
+        ("images of more than a block", 2, 40, 8, 1, True, (20, 31, 1, 1, 1, 1, 0)),
+        ("many channels", 1, 1100, 4, 1, True, (2, 3, 1, 1, 1, 1, 0)),
+        ("no image", 0, 6, 2, 1, True, (5, 7, 1, 1, 1, 1, 0)),
+    )
+}
 _FAR = {
     f"{label}, mean far from zero": (*_SLICES[label][:6], True, 256.0)
     for label in ("tokens", "planes", "channels last")
@@ -141,9 +156,9 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "head_adjoint": {},
     "head_project": {},
     "noise": _table(draws, _NOISE),
-    "norm_silu": _table(partial(slices, "value"), _SLICES | _FAR),
-    "norm_silu_jvp": _table(partial(slices, "jvp"), _SLICES),
-    "norm_silu_vjp": _table(partial(slices, "vjp"), _SLICES),
+    "norm_silu": _table(partial(slices, "value"), _SLICES | _IMAGES | _FAR),
+    "norm_silu_jvp": _table(partial(slices, "jvp"), _SLICES | _IMAGES),
+    "norm_silu_vjp": _table(partial(slices, "vjp"), _SLICES | _IMAGES),
     "obs_adjoint": _table(partial(observe, "adjoint"), _OBSERVED),
     "obs_project": _table(partial(observe, "project"), _OBSERVED),
     "obs_residual": {},

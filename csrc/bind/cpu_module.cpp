@@ -131,10 +131,23 @@ void adam_step(Address v, Address m, Address s, Address v0, Address m0, Address 
 }
 
 template <class T>
-void norm(int product, Address out, Address t, Address x, Address a, Address b, int64_t rows, int64_t share,
-          int64_t groups, int64_t width, int64_t places, double eps, int layout, bool silu, int threads) {
-  lsda::cpu::norm<T>({at<T>(out), at<T>(t), at<T>(x), at<T>(a), at<T>(b), rows, share, groups, width, places, eps,
-                      static_cast<lsda::Layout>(layout), silu},
+void norm(int product, Address out, Address kept, Address t, Address x, Address a, Address b, int64_t members,
+          int64_t share, int64_t groups, int64_t width, int layout, bool silu, double eps, int64_t rows,
+          int64_t columns, int64_t margin, bool periodic, bool north, bool south, bool torus, int threads) {
+  lsda::cpu::norm<T>({at<T>(out),
+                      at<T>(kept),
+                      at<T>(t),
+                      at<T>(x),
+                      at<T>(a),
+                      at<T>(b),
+                      members,
+                      share,
+                      groups,
+                      width,
+                      {rows, columns, margin, periodic, north, south, torus},
+                      eps,
+                      static_cast<lsda::Layout>(layout),
+                      silu},
                      static_cast<lsda::Product>(product), threads);
 }
 
@@ -149,14 +162,14 @@ void gated_norm(int product, Address first, Address second, Address left, Addres
 template <class T>
 void geo_pad(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
              bool periodic, bool north, bool south, bool torus, int threads) {
-  lsda::cpu::geo_pad<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south, torus},
+  lsda::cpu::geo_pad<T>({at<T>(out), at<T>(in), images, pixel, {rows, columns, margin, periodic, north, south, torus}},
                         threads);
 }
 
 template <class T>
 void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t columns, int64_t pixel, int64_t margin,
               bool periodic, bool north, bool south, bool torus, int threads) {
-  lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, rows, columns, pixel, margin, periodic, north, south, torus},
+  lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, pixel, {rows, columns, margin, periodic, north, south, torus}},
                          threads);
 }
 

@@ -48,7 +48,8 @@ LSDA_INLINE void gated_rows(const GatedParams<T>& p, int64_t first, int64_t last
     if (kProduct == Product::vjp) {
       const T* y = p.y + offset;
       statistics(piece, y, p.eps);
-      activate<false, true>(piece, two, right, y, a, a);
+      activate<false, true>(piece, two, right, y, a, a, 1);
+      moments(piece, two, y);
       project(piece, two, two, y);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
@@ -61,10 +62,11 @@ LSDA_INLINE void gated_rows(const GatedParams<T>& p, int64_t first, int64_t last
     const T* y = kProduct == Product::jvp ? p.y + offset : one;
     statistics(piece, y, p.eps);
     if (kProduct == Product::jvp) {
+      moments(piece, one, y);
       project(piece, two, one, y);
-      activate<false, true>(piece, two, two, y, a, a);
+      activate<false, true>(piece, two, two, y, a, a, 1);
     } else {
-      activate<false, false>(piece, two, y, y, a, p.b + affine);
+      activate<false, false>(piece, two, y, y, a, p.b + affine, 1);
     }
   }
 }

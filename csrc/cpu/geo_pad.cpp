@@ -25,15 +25,13 @@ void row_blocks(int64_t rows, int64_t numbers, int threads, const F& f) {
 
 template <class T>
 void geo_pad(const PadParams<T>& a, int threads) noexcept {
-  const int64_t rows = a.rows + 2 * a.margin;
-  row_blocks(a.images * rows, a.columns * a.pixel, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) core::pad_one(a, i / rows, i % rows);
-  });
+  row_blocks(a.images * a.frame.padded_rows(), a.frame.columns * a.pixel, threads,
+             [&](int64_t first, int64_t last) { core::geo_pad(a, first, last); });
 }
 
 template <class T>
 void geo_fold(const PadParams<T>& a, int threads) noexcept {
-  row_blocks(a.images * a.rows, a.columns * a.pixel, threads,
+  row_blocks(a.images * a.frame.rows, a.frame.columns * a.pixel, threads,
              [&](int64_t first, int64_t last) { dispatch::geo_fold(a, first, last); });
 }
 

@@ -29,11 +29,11 @@ constexpr int64_t at_least_one(int64_t n) { return n < 1 ? 1 : n; }
 
 template <class T, class F>
 void slices(const NormParams<T>& a, int threads, const F& f) {
-  const int64_t count = a.rows * a.groups, size = a.width * a.places;
+  const int64_t count = a.members * a.groups, size = a.width * a.frame.places();
   threads = useful_threads(threads, count * size);
   if (a.layout != Layout::last) return shares(count, count, at_least_one(kBlock / size), threads, f);
-  // Columns side by side share cache lines: only split where the rows do not feed the threads.
-  const int64_t pieces = a.rows < threads ? blocks_of(threads, a.rows) : 1;
+  // Columns side by side share cache lines: only split where the members do not feed the threads.
+  const int64_t pieces = a.members < threads ? blocks_of(threads, a.members) : 1;
   shares(count, a.groups, at_least_one(smaller(kColumns / a.width, a.groups / pieces)), threads, f);
 }
 
@@ -41,7 +41,7 @@ void slices(const NormParams<T>& a, int threads, const F& f) {
 
 template <class T>
 void norm(const NormParams<T>& a, Product product, int threads) noexcept {
-  if (a.rows * a.groups * a.width * a.places == 0) return;
+  if (a.members * a.groups * a.width * a.frame.places() == 0) return;
   slices(a, threads, [&](int64_t first, int64_t last) {
     switch (product) {
       case Product::value:

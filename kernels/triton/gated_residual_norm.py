@@ -53,7 +53,7 @@ def _kernel(
         y = one.to(REAL)
     else:
         y = tl.load(y0 + at, mask=inside, other=0.0).to(REAL)
-    n, scale = standardize(y, inside, C, eps, True)
+    n, _, scale = standardize(y, inside, C, eps, True)
     if PRODUCT == "value":
         two = factor * n + tl.load(b + own, mask=inside, other=0.0).to(REAL)
     elif PRODUCT == "jvp":

@@ -24,6 +24,7 @@ def _kernel(
     out,  # (R, C, S), or (R, S, C) for "last" and, with S = 1, for "tokens"
     t,  # as out; what a derivative is applied to
     x,  # as out
+    kept,  # (R, groups, 2): mean and scale, of the value, for a derivative
     a,  # (R / share, C)
     b,
     R,
@@ -54,9 +55,15 @@ def _kernel(
         base, at = row * C * S + first * (1 if LAYOUT == "last" else S), s * C + c if LAYOUT == "last" else c * S + s
         known, own = c < width, row // share * C + first + c
     scale_by = tl.load(a + own, mask=known, other=0.0).to(REAL)
-    if PRODUCT != "value":
+    value = tl.load(x + base + at, mask=inside, other=0.0).to(REAL)
+    if PRODUCT == "value":
+        n, mean, scale = standardize(value, inside, size, eps, EACH)
+    else:
+        own_kept, there = kept + 2 * (row if EACH else program), row < R
         v = tl.load(t + base + at, mask=inside, other=0.0).to(REAL)
-    n, scale = standardize(tl.load(x + base + at, mask=inside, other=0.0).to(REAL), inside, size, eps, EACH)
+        mean = tl.load(own_kept, mask=there, other=0.0).to(REAL)
+        scale = tl.load(own_kept + 1, mask=there, other=0.0).to(REAL)
+        n = tl.where(inside, value - mean, 0.0) * scale
     if PRODUCT == "value" or SILU:
         p = n * scale_by + tl.load(b + own, mask=known, other=0.0).to(REAL)
     if PRODUCT == "value":
@@ -68,6 +75,9 @@ def _kernel(
         else:
             y = project(factor * v, n, scale, size, EACH)
     tl.store(out + base + at, y.to(out.dtype.element_ty), mask=inside)
+    if PRODUCT == "value":
+        tl.store(kept + 2 * (row if EACH else program), mean, mask=row < R)
+        tl.store(kept + 2 * (row if EACH else program) + 1, scale, mask=row < R)
 
 
 def tile(layout: str, C: int, S: int) -> tuple[int, int] | None:
@@ -82,7 +92,7 @@ def tile(layout: str, C: int, S: int) -> tuple[int, int] | None:
 def launch(
     product: str, layout: str, blocks: tuple[int, int], tensors: tuple[Tensor, ...], sizes: tuple, silu: bool
 ) -> None:
-    """``tensors`` out, t, x, a, b; ``sizes`` R, share, groups, C, S, eps."""
+    """``tensors`` out, t, x, kept, a, b; ``sizes`` R, share, groups, C, S, eps."""
     R, _, groups, *_ = sizes
     grid = (triton.cdiv(R, blocks[0]) if layout == "tokens" else R * groups,)
     _kernel[grid](*tensors, *sizes, **_constants(product, layout, blocks, tensors[0].dtype, silu), **OPTIONS)
@@ -95,10 +105,10 @@ def _constants(product: str, layout: str, blocks: tuple[int, int], dtype: torch.
 
 def _signature(product: str, layout: str, blocks: tuple[int, int], dtype: torch.dtype) -> Signature:
     data = dict.fromkeys(("out", "t", "x"), POINTERS[dtype])
-    affine = dict.fromkeys(("a", "b"), POINTERS[torch.promote_types(dtype, torch.float32)])
+    wide = dict.fromkeys(("kept", "a", "b"), POINTERS[torch.promote_types(dtype, torch.float32)])
     sizes = dict.fromkeys(("R", "share", "groups", "C", "S"), "i32")
     return Signature(
-        _kernel, {**data, **affine, **sizes, "eps": "fp64"}, _constants(product, layout, blocks, dtype, True)
+        _kernel, {**data, **wide, **sizes, "eps": "fp64"}, _constants(product, layout, blocks, dtype, True)
     )
 
 

@@ -14,12 +14,12 @@ __all__ = ["project", "silu", "slope", "standardize"]
 
 @triton.jit
 def standardize(x, inside, size, eps, EACH: tl.constexpr):
-    """n, and scale = 1 / sqrt(variance + eps)."""
-    mean = _total(x.to(tl.float64), EACH) / size
-    centred = tl.where(inside, x - mean.to(x.dtype), 0.0)
+    """n, mean, and scale = 1 / sqrt(variance + eps)."""
+    mean = (_total(x.to(tl.float64), EACH) / size).to(x.dtype)
+    centred = tl.where(inside, x - mean, 0.0)
     wide = centred.to(tl.float64)
     scale = (1.0 / tl.sqrt(_total(wide * wide, EACH) / size + eps)).to(x.dtype)
-    return centred * scale, scale
+    return centred * scale, mean, scale
 
 
 @triton.jit

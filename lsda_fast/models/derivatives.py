@@ -4,7 +4,7 @@
 frozen weights never use. Here a product with J or with J' is one pass of the linear parts and nothing else:
 
     convolution        J v = W * v          J' u = W' * u
-    norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``)
+    norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``, with a convolution's margins)
     attention          see ``models.window_derivatives``
 
 ``derivative(module, x)`` knows the layers of this package's decoders, by type; for any other module it is torch.func's.
@@ -12,8 +12,8 @@ Images are kept in torch's channels-last format, in which the transposed convolu
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import singledispatch
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.norm_silu import norm_silu_products
-from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock
+from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, passes
 from lsda_fast.prior import Derivative
 
-__all__ = ["chain", "derivative", "product", "residual"]
+__all__ = ["chain", "derivative", "pointwise", "product", "residual"]
 
 
 def chain(x: Tensor, steps: Sequence[Callable[[Tensor], Derivative]]) -> Derivative:
@@ -66,33 +66,20 @@ def product(x: Tensor, W: Tensor) -> Tensor:
 
 @derivative.register
 def _(module: nn.Sequential, x: Tensor) -> Derivative:
-    return chain(x, list(_steps(module)))
+    return chain(x, _steps(module))
 
 
-def _steps(layers: nn.Sequential) -> Iterator[Callable[[Tensor], Derivative]]:
-    """The layers as steps, a norm together with the SiLU after it."""
-    waiting: GroupNorm | None = None
-    for layer in layers:
-        if waiting is not None:
-            yield _norm(waiting, isinstance(layer, nn.SiLU))
-            waiting = None
-            if isinstance(layer, nn.SiLU):
-                continue
-        if isinstance(layer, GroupNorm):
-            waiting = layer
-        else:
-            yield lambda x, layer=layer: derivative(layer, x)  # type: ignore[misc]
-    if waiting is not None:
-        yield _norm(waiting, False)
+def _steps(layers: Iterable[nn.Module]) -> list[Callable[[Tensor], Derivative]]:
+    return [
+        _norm(layer, silu, pad) if isinstance(layer, GroupNorm) else partial(derivative, layer)
+        for layer, silu, pad in passes(layers)
+    ]
 
 
-def _norm(layer: Any, silu: bool) -> Callable[[Tensor], Derivative]:
+def _norm(layer: Any, silu: bool, pad: Sequence[Any] = ()) -> Callable[[Tensor], Derivative]:
+    settings: Any = {"eps": layer.eps, "silu": silu, "pad": pad}
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else None
-
-    def step(x: Tensor) -> Derivative:
-        return Derivative(*norm_silu_products(x, layer.weight, layer.bias, groups=groups, eps=layer.eps, silu=silu))
-
-    return step
+    return lambda x: Derivative(*norm_silu_products(x, layer.weight, layer.bias, groups=groups, **settings))
 
 
 @derivative.register
@@ -109,7 +96,7 @@ def _(module: nn.Linear, x: Tensor) -> Derivative:
 @derivative.register
 def _(module: nn.Conv2d, x: Tensor) -> Derivative:
     if module.kernel_size == (1, 1):
-        return _pointwise(module, x)
+        return pointwise(x, module.weight.flatten(1), module.bias)
     # As the images lie: torch would copy it so for every product.
     W = module.weight.contiguous(memory_format=torch.channels_last)
     return Derivative(
@@ -119,34 +106,27 @@ def _(module: nn.Conv2d, x: Tensor) -> Derivative:
     )
 
 
-def _pointwise(module: nn.Conv2d, x: Tensor) -> Derivative:
-    """A convolution of one place: a linear layer of the channels, which lie last in memory."""
-    W = module.weight.flatten(1)
+def pointwise(x: Tensor, W: Tensor, bias: Tensor | None) -> Derivative:
+    """A convolution of one place: a linear layer W of the channels, which lie last in memory."""
     of_channels = lambda t, M: product(t.movedim(1, -1), M).movedim(-1, 1)  # noqa: E731
-    y = F.linear(x.movedim(1, -1).to(W.dtype), W, module.bias).to(x.dtype)
+    y = F.linear(x.movedim(1, -1).to(W.dtype), W, bias).to(x.dtype)
     return Derivative(y.movedim(-1, 1), lambda v: of_channels(v, W.T), lambda u: of_channels(u, W))
 
 
 @derivative.register
 def _(module: GeoConv2d, x: Tensor) -> Derivative:
-    edges, dtype, low = (module.margin, module.periodic, module.poles), x.dtype, module.conv.weight.dtype
-    inner = derivative(module.conv, geo_pad(x.to(low), *edges))
+    dtype, low = x.dtype, module.conv.weight.dtype
+    inner = derivative(module.conv, geo_pad(x.to(low), *module.pad))
     return Derivative(
         inner.value.to(dtype),
-        lambda v: inner.jvp(geo_pad(v.to(low), *edges)).to(dtype),
-        lambda u: geo_fold(inner.vjp(u.to(low)).to(dtype), *edges),
+        lambda v: inner.jvp(geo_pad(v.to(low), *module.pad)).to(dtype),
+        lambda u: geo_fold(inner.vjp(u.to(low)).to(dtype), *module.pad),
     )
 
 
 @derivative.register
 def _(module: ResidualBlock, x: Tensor) -> Derivative:
-    steps = [
-        _norm(module.norm1, True),
-        lambda h: derivative(module.conv1, h),
-        _norm(module.norm2, True),
-        lambda h: derivative(module.conv2, h),
-    ]
-    return residual(x, chain(x, steps))
+    return residual(x, chain(x, _steps(module.branch())))
 
 
 @derivative.register

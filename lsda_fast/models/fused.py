@@ -1,4 +1,4 @@
-"""The same networks through the fused operations: ``norm_silu`` for convolutions; for transformers
+"""The same networks through the fused operations: ``norm_silu`` for convolutions, padding included; for transformers
 ``gated_residual_norm``, and ``window_attention`` where tokens attend to their like.
 
 A transformer is one residual stream x, and every branch f_i reads a norm of it of its own. What the stream gains from a
@@ -10,7 +10,7 @@ Values and first derivatives are equal to rounding; there are no second derivati
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ from lsda_fast.kernels.gated_residual_norm import gated_residual_norm
 from lsda_fast.kernels.norm_silu import norm_silu
 from lsda_fast.kernels.window_attention import window_attention
 from lsda_fast.models.denoiser import TransformerDenoiser
-from lsda_fast.models.layers import Attention, GroupNorm, Pair, ResidualBlock, TransformerBlock, TransformerBlocks
+from lsda_fast.models.layers import (
+    Attention,
+    GroupNorm,
+    Pair,
+    ResidualBlock,
+    TransformerBlock,
+    TransformerBlocks,
+    passes,
+)
 from lsda_fast.models.windows import Tower, WindowAttention, Windows
 
 __all__ = ["fused"]
@@ -45,7 +53,7 @@ def fused(module: nn.Module) -> nn.Module:
         return replace(module)
     twin = copy.copy(module)
     twin.__dict__["_modules"] = (
-        _with_activation(module)
+        {str(i): child for i, child in enumerate(_passes(module))}
         if type(module) is nn.Sequential
         else {name: child and fused(child) for name, child in module._modules.items()}
     )
@@ -53,16 +61,16 @@ def fused(module: nn.Module) -> nn.Module:
 
 
 class FusedNorm(nn.Module):
-    """Group or layer normalisation, and SiLU where it follows."""
+    """Group or layer normalisation, SiLU where it follows, and the margins of the convolution behind it."""
 
-    def __init__(self, norm: nn.GroupNorm | nn.LayerNorm, silu: bool = False) -> None:
+    def __init__(self, norm: nn.GroupNorm | nn.LayerNorm, silu: bool = False, pad: Sequence[Any] = ()) -> None:
         super().__init__()
-        self.weight, self.bias, self.silu, self.eps = norm.weight, norm.bias, silu, norm.eps
+        self.weight, self.bias, self.silu, self.pad, self.eps = norm.weight, norm.bias, silu, pad, norm.eps
         self.groups = norm.num_groups if isinstance(norm, nn.GroupNorm) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of x."""
-        return norm_silu(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.silu)
+        """The shape of x, with the margins."""
+        return norm_silu(x, self.weight, self.bias, groups=self.groups, eps=self.eps, silu=self.silu, pad=self.pad)
 
 
 class FusedResidual(nn.Module):
@@ -70,9 +78,7 @@ class FusedResidual(nn.Module):
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            FusedNorm(block.norm1, silu=True), block.conv1, FusedNorm(block.norm2, silu=True), block.conv2
-        )
+        self.branch = nn.Sequential(*_passes(block.branch()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, width, H, W) -> the same."""
@@ -160,17 +166,9 @@ def _settings(norm: nn.LayerNorm) -> dict[str, Any]:
     return {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}
 
 
-def _with_activation(sequence: nn.Sequential) -> dict[str, nn.Module]:
-    """The children of a sequence, a norm and the SiLU behind it as one."""
-    children: dict[str, nn.Module] = {}
-    items = list(sequence)
-    for i, module in enumerate(items):
-        silu = i + 1 < len(items) and type(items[i + 1]) is nn.SiLU
-        if type(module) is GroupNorm and silu:
-            children[str(len(children))] = FusedNorm(module, silu=True)
-        elif not (type(module) is nn.SiLU and i and type(items[i - 1]) is GroupNorm):
-            children[str(len(children))] = fused(module)
-    return children
+def _passes(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for layer, silu, pad in passes(layers):
+        yield FusedNorm(layer, silu, pad) if isinstance(layer, GroupNorm) else fused(layer)
 
 
 def _denoiser(module: TransformerDenoiser) -> nn.Module:

@@ -4,7 +4,8 @@ Attention is written out, because forward-mode derivatives need it: flash kernel
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ __all__ = [
     "TransformerBlock",
     "level_embedding",
     "padded_convolution",
+    "passes",
 ]
 
 
@@ -43,9 +45,14 @@ class GeoConv2d(nn.Module):
             nn.init.zeros_(self.conv.weight)
             nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
+    @property
+    def pad(self) -> tuple[Any, ...]:
+        """What ``geo_pad`` is told."""
+        return self.margin, self.periodic, self.poles
+
     def forward(self, x: Tensor) -> Tensor:
         """(M, inputs, H, W) -> (M, outputs, H, W)."""
-        return padded_convolution(self.conv, x, lambda low: geo_pad(low, self.margin, self.periodic, self.poles))
+        return padded_convolution(self.conv, x, lambda low: geo_pad(low, *self.pad))
 
 
 def padded_convolution(conv: nn.Conv2d, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor:
@@ -79,6 +86,34 @@ class ResidualBlock(nn.Module):
         """(M, width, H, W) -> the same."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
+
+    def branch(self) -> list[nn.Module]:
+        """The layers that x is added to, in their order."""
+        return [self.norm1, nn.SiLU(), self.conv1, self.norm2, nn.SiLU(), self.conv2]
+
+
+def passes(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool, tuple[Any, ...]]]:
+    """Layers as the fused operations take them: a norm with the SiLU after it, and with what ``geo_pad`` would be told.
+
+    Yields
+    ------
+    (nn.Module, bool, tuple)
+        A layer, whether SiLU belongs to it, and how its result is padded. After one that pads, a ``GeoConv2d`` is its
+        bare convolution.
+    """
+    waiting = list(layers)
+    while waiting:
+        layer, silu = waiting.pop(0), False
+        if not isinstance(layer, GroupNorm):
+            yield layer, False, ()
+            continue
+        if waiting and isinstance(waiting[0], nn.SiLU):
+            waiting, silu = waiting[1:], True
+        if waiting and isinstance(waiting[0], GeoConv2d):
+            yield layer, silu, waiting[0].pad
+            waiting[0] = waiting[0].conv
+        else:
+            yield layer, silu, ()
 
 
 Pair = tuple[Tensor, Tensor]

@@ -20,38 +20,47 @@ void moments(int64_t width, int64_t places, const F& f, double& mean, double& sc
 }
 
 template <class T>
-void normalisation(lsda::Layout layout, int64_t rows, int64_t share, int64_t groups, int64_t width, int64_t places,
+void normalisation(lsda::Layout layout, int64_t rows, int64_t share, int64_t groups, int64_t width, lsda::Frame frame,
                    bool silu, int threads) {
-  const int64_t channels = groups * width, size = rows * channels * places, affine = rows / share * channels;
+  const int64_t channels = groups * width, places = frame.places(), affine = rows / share * channels;
+  const int64_t size = rows * channels * places, padded = frame.padded_rows() * frame.padded_columns();
   auto x = random<T>(size), t = random<T>(size), a = random<T>(affine), b = random<T>(affine);
-  Block<T> y(size), jvp(size), vjp(size);
-  const auto run = [&](T* out, lsda::Product product) {
+  auto u = random<T>(rows * channels * padded);
+  Block<T> y(rows * channels * padded), jvp(rows * channels * padded), vjp(size), kept(2 * rows * groups);
+  const auto run = [&](T* out, const T* of, lsda::Product product) {
     lsda::cpu::norm<T>(
-        {out, t.get(), x.get(), a.get(), b.get(), rows, share, groups, width, places, 1e-5, layout, silu}, product,
-        threads);
+        {out, kept.get(), of, x.get(), a.get(), b.get(), rows, share, groups, width, frame, 1e-5, layout, silu},
+        product, threads);
   };
-  run(y.get(), lsda::Product::value);
-  run(jvp.get(), lsda::Product::jvp);
-  run(vjp.get(), lsda::Product::vjp);
+  run(y.get(), t.get(), lsda::Product::value);
+  run(jvp.get(), t.get(), lsda::Product::jvp);
+  run(vjp.get(), u.get(), lsda::Product::vjp);
   double forward = 0, back = 0, sum = 0, mean, scale;
   for (int64_t slice = 0; slice < rows * groups; ++slice) {
     const int64_t row = slice / groups, first = slice % groups * width;
-    const auto at = [&](int64_t c, int64_t s) {
+    const auto at = [&](int64_t c, int64_t s, int64_t all) {
       const int64_t channel = first + c;
-      return row * channels * places + (layout == lsda::Layout::planes ? channel * places + s : s * channels + channel);
+      return row * channels * all + (layout == lsda::Layout::planes ? channel * all + s : s * channels + channel);
     };
-    moments(width, places, [&](int64_t c, int64_t s) { return static_cast<double>(x[at(c, s)]); }, mean, scale);
+    const auto inside = [&](int64_t s) {
+      return (s / frame.columns + frame.margin) * frame.padded_columns() + s % frame.columns + frame.margin;
+    };
+    moments(width, places, [&](int64_t c, int64_t s) { return static_cast<double>(x[at(c, s, places)]); }, mean, scale);
+    expect(close(kept[2 * slice], mean, 8.0) && close(kept[2 * slice + 1], scale, 8.0 + scale), "what norm keeps");
     for (int64_t i = 0; i < width * places; ++i) {
-      const int64_t place = at(i / places, i % places), channel = row / share * channels + first + i / places;
-      const double p = (static_cast<double>(x[place]) - mean) * scale * a[channel] + b[channel];
-      expect(close(y[place], silu ? p / (1 + std::exp(-p)) : p, 8.0), "norm");
-      const double product = static_cast<double>(t[place]) * jvp[place];
+      const int64_t c = i / places, s = i % places, channel = row / share * channels + first + c;
+      const double p = (static_cast<double>(x[at(c, s, places)]) - mean) * scale * a[channel] + b[channel];
+      expect(close(y[at(c, inside(s), padded)], silu ? p / (1 + std::exp(-p)) : p, 8.0), "norm");
+      back += static_cast<double>(t[at(c, s, places)]) * vjp[at(c, s, places)];
+    }
+    for (int64_t i = 0; i < width * padded; ++i) {
+      const int64_t place = at(i / padded, i % padded, padded);
+      const double product = static_cast<double>(u[place]) * jvp[place];
       forward += product;
       sum += std::abs(product);
-      back += static_cast<double>(t[place]) * vjp[place];
     }
   }
-  // Both products of the same vector: P D and D P are each other's transpose.
+  // Both products: P D and D P are each other's transpose, and so are padding and folding.
   expect(close(static_cast<T>(forward), back, sum), "the products of norm");
 }
 
@@ -101,15 +110,22 @@ void stream(int64_t rows, int64_t share, int64_t channels, bool gated, int threa
 template <class T>
 void normalisations(int threads) {
   using lsda::Layout;
+  const auto line = [](int64_t places) { return lsda::Frame{1, places, 0, false, false, false, false}; };
+  const lsda::Frame globe = {7, 10, 2, true, true, true, false}, region = {5, 9, 1, false, false, true, false};
   for (bool flag : {false, true}) {
-    normalisation<T>(Layout::tokens, 300, 100, 1, 37, 1, flag, threads);
-    normalisation<T>(Layout::tokens, 3, 1, 1, 5000, 1, flag, threads);
-    normalisation<T>(Layout::tokens, 0, 1, 1, 37, 1, flag, threads);
-    normalisation<T>(Layout::planes, 4, 4, 3, 5, 301, flag, threads);
-    normalisation<T>(Layout::planes, 2, 1, 2, 1, 9001, flag, threads);
-    normalisation<T>(Layout::last, 2, 2, 3, 5, 301, flag, threads);
-    normalisation<T>(Layout::last, 1, 1, 7, 100, 11, flag, threads);
-    normalisation<T>(Layout::last, 3, 1, 2, lsda::kColumns, 3, flag, threads);
+    normalisation<T>(Layout::tokens, 300, 100, 1, 37, line(1), flag, threads);
+    normalisation<T>(Layout::tokens, 3, 1, 1, 5000, line(1), flag, threads);
+    normalisation<T>(Layout::tokens, 0, 1, 1, 37, line(1), flag, threads);
+    normalisation<T>(Layout::planes, 4, 4, 3, 5, line(301), flag, threads);
+    normalisation<T>(Layout::planes, 2, 1, 2, 1, line(9001), flag, threads);
+    normalisation<T>(Layout::last, 2, 2, 3, 5, line(301), flag, threads);
+    normalisation<T>(Layout::last, 1, 1, 7, 100, line(11), flag, threads);
+    normalisation<T>(Layout::last, 3, 1, 2, lsda::kColumns, line(3), flag, threads);
+    for (const lsda::Frame& frame : {globe, region}) {
+      normalisation<T>(Layout::planes, 2, 1, 2, 5, frame, flag, threads);
+      normalisation<T>(Layout::last, 3, 3, 4, 6, frame, flag, threads);
+      normalisation<T>(Layout::last, 1, 1, 3, 300, frame, flag, threads);
+    }
     stream<T>(300, 100, 37, flag, threads);
     stream<T>(3, 1, 5000, flag, threads);
     stream<T>(0, 1, 8, flag, threads);

@@ -86,6 +86,8 @@ SLICES = {
     "no member": (0, 4, 3, 2, True, 1),
     "no place": (2, 4, 0, 2, True, 1),
 }
+# Of those that are images: rows, columns and margin; periodic, north, south, torus.
+IMAGES = {"planes": (1, 5, 1, 0, 1, 1, 0), "channels last": (1, 7, 1, 1, 1, 1, 0)}
 
 
 def slices(R, C, S, groups, last, A):
@@ -109,10 +111,20 @@ def test_norm_silu(checks, way, name):
     """With SiLU, but for planes."""
     case = SLICES[name]
     t, *rest = slices(*case)
-    settings = (case[3], case[4], EPS, name != "planes")
-    checks.assert_as_accurate(lambda d: norm.VALUE(*(z.to(d) for z in rest), *settings), "triton")
-    checks.assert_as_accurate(lambda d: norm.JVP(t.to(d), *(z.to(d) for z in rest), *settings), "triton")
-    checks.assert_as_accurate(lambda d: norm.VJP(t.to(d), *(z.to(d) for z in rest), *settings), "triton")
+    for image in ((), IMAGES.get(name, ())):
+        if image:
+            places = (image[0] + 2) * (image[1] + 2)
+            u = randn(len(t), *((places, case[1]) if case[4] else (case[1], places)), seed=4)
+        settings = (case[3], case[4], name != "planes", list(image))
+
+        def run(d, operation=None, t=t, settings=settings):
+            x, a, b = (z.to(d) for z in rest)
+            y, kept = norm.VALUE(x, a, b, *settings, EPS)
+            return (y, kept) if operation is None else operation(t.to(d), x, kept, a, b, *settings)
+
+        checks.assert_as_accurate(run, "triton")
+        checks.assert_as_accurate(lambda d, run=run: run(d, norm.JVP), "triton")
+        checks.assert_as_accurate(lambda d, run=run, u=u if image else t: run(d, norm.VJP, u), "triton")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
@@ -120,7 +132,13 @@ def test_a_mean_far_from_zero_costs_nothing(checks, way):
     case = SLICES["channels last"]
     t, x, a, b = slices(*case)
     inputs = (t, (x + 300).float().double(), a, b)
-    checks.assert_as_accurate(lambda d: norm.JVP(*(z.to(d) for z in inputs), 3, True, EPS, True), "triton")
+
+    def run(d):
+        t, x, a, b = (z.to(d) for z in inputs)
+        kept = norm.VALUE(x, a, b, 3, True, True, [], EPS)[1]
+        return norm.JVP(t, x, kept, a, b, 3, True, True, [])
+
+    checks.assert_as_accurate(run, "triton")
 
 
 @pytest.mark.parametrize("with_gate", [True, False])
@@ -156,13 +174,15 @@ def test_half_precision_with_parameters_in_float32(checks, way, dtype):
     rows, branch, gate = (randn(4, 6, seed=s).to(dtype) for s in range(3))
     one, two = randn(4, 6, seed=4).float(), randn(4, 6, seed=5).float()
     features, values, (weight, *where) = head(2, 4, 5, 1, 3, 6, 4)
-    settings = (3, True, EPS, True)
+    settings = (3, True, True, [])
 
     def everything(d):
         data = [z.to(dtype).to(d) for z in (t, x)]
-        yield norm.VALUE(data[1], a, b, *settings)
-        yield norm.JVP(*data, a, b, *settings)
-        yield norm.VJP(*data, a, b, *settings)
+        y, kept = norm.VALUE(data[1], a, b, *settings, EPS)
+        assert kept.dtype == torch.float32
+        yield y
+        yield norm.JVP(*data, kept, a, b, *settings)
+        yield norm.VJP(*data, kept, a, b, *settings)
         stream = [z.to(d) for z in (rows, branch, gate)]
         yield from gated.VALUE(*stream, one, two, EPS)
         yield from gated.JVP(stream[0], stream[1], stream[0], stream[2], one, EPS)
@@ -191,9 +211,11 @@ def test_a_member_is_the_same_in_any_company(checks, way):
         own = [z[rows] for z in (t, x, a, b)]
         yield head_project(features.float()[rows], plan)
         yield head_adjoint(values.float()[rows], plan)
-        yield norm.VALUE(*own[1:], 2, True, EPS, True)
-        yield norm.JVP(*own, 2, True, EPS, True)
-        yield norm.VJP(*own, 2, True, EPS, True)
+        settings = (2, True, True, [])
+        y, kept = norm.VALUE(*own[1:], *settings, EPS)
+        yield from (y, kept)
+        yield norm.JVP(*own[:2], kept, *own[2:], *settings)
+        yield norm.VJP(*own[:2], kept, *own[2:], *settings)
         yield from gated.VJP(u[rows], v[rows], u[rows], None, v[rows], EPS)
 
     with kernels.use("triton"):
