@@ -4,11 +4,10 @@ from functools import singledispatch
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
-from lsda_fast.models.derivatives import chain, derivative
+from lsda_fast.models.derivatives import chain, derivative, pointwise
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
 from lsda_fast.models.slams import SlamsAutoencoder
 from lsda_fast.models.tangent import PatchTangent
@@ -44,16 +43,9 @@ def _(module: ResidualAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
 
 @feature_derivatives.register
 def _(module: ConvolutionalAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
-    p = module.patch
-
-    def shuffle(h: Tensor) -> Derivative:
-        shuffled = lambda t: _last(F.pixel_shuffle(t, p))  # noqa: E731
-        return Derivative(shuffled(h), shuffled, lambda u: _last(F.pixel_unshuffle(u, p)))
-
     steps = [
         lambda h: derivative(module.decoder, h),
-        lambda h: derivative(module.expand, h),
-        shuffle,
+        lambda h: _expanded(module.expand, module.patch, h),
         lambda h: derivative(module.fine, h),
     ]
     features = chain(_last(z), steps)
@@ -75,6 +67,27 @@ def _(module: ViTAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
     jvp = lambda v: tokens.jvp(v.permute(0, 2, 3, 1)).movedim(-1, 1)  # noqa: E731
     vjp = lambda u: tokens.vjp(u.movedim(1, -1)).movedim(-1, 1)  # noqa: E731
     return (Derivative(tokens.value.movedim(-1, 1), jvp, vjp),)
+
+
+def _expanded(layer: nn.Conv2d, p: int, x: Tensor) -> Derivative:
+    """A convolution of one place and the pixel shuffle after it.
+
+    Its channels are made in the order in which they lie after the shuffle, which then moves p pixels at once.
+    """
+    order = torch.arange(layer.out_channels, device=x.device).unflatten(0, (-1, p, p)).permute(1, 2, 0).flatten()
+    bias = layer.bias if layer.bias is None else layer.bias[order]
+    y, jvp, vjp, _ = pointwise(x, layer.weight.flatten(1)[order], bias)
+    h, w = x.shape[2:]
+
+    def shuffled(t: Tensor) -> Tensor:
+        rows = t.permute(0, 2, 3, 1).reshape(-1, h, w, p, t.shape[1] // p).transpose(2, 3)
+        return rows.reshape(len(t), h * p, w * p, -1).permute(0, 3, 1, 2)
+
+    def unshuffled(u: Tensor) -> Tensor:
+        rows = u.permute(0, 2, 3, 1).reshape(-1, h, p, w, p * u.shape[1]).transpose(2, 3)
+        return rows.reshape(len(u), h, w, -1).permute(0, 3, 1, 2)
+
+    return Derivative(shuffled(y), lambda v: shuffled(jvp(v)), lambda u: vjp(unshuffled(u)))
 
 
 def _last(x: Tensor) -> Tensor:
