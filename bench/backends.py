@@ -4,7 +4,8 @@ Same background, observations and members for all; the fused backend with its ne
 reference in torch's usual memory format, with channels last, and with value, VJP and JVP of the observed decoder
 compiled by torch.compile. Each runs once to warm up (to compile), then in turns. A row has the shortest time from the
 background on (the compiled one's without its preparation), its ratio to that of the fused backend, and the largest
-difference between the two analyses in units of each channel's standard deviation.
+difference between the two analyses in units of each channel's standard deviation; with ``--double`` also how far each
+is from the reference in float64 (of the same weights and noise, rounded to float32 where they are).
 
     python -m bench.backends --output bench/results/backends.jsonl
 """
@@ -25,6 +26,7 @@ from torch import Tensor
 from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.demo import METHODS
+from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Derivative, Differentiable, Prior
 from lsda_fast.sampler import Sampler
 
@@ -55,6 +57,21 @@ def compile_decoder(prior: Prior, operator: Any) -> Prior:
     return replace(prior, decode=Decoder())
 
 
+def analysis(make: Callable[[], Prior], likelihood: Likelihood, members: int) -> tuple[float, np.ndarray]:
+    """Seconds from the background to the samples, and their states."""
+    guidance, steps = METHODS["LO-SDA"]
+    begin = time.perf_counter()
+    prior = make()
+    z = Sampler(guidance, steps=steps, block=4)(prior, likelihood, members=members, seed=0).z
+    seconds = time.perf_counter() - begin
+    return seconds, torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """The largest difference and that in the mean square."""
+    return {"difference": float(np.abs(a - b).max()), "rms_difference": float(np.sqrt(np.mean((a - b) ** 2)))}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,12 +79,13 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=(0.01, 0.05))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile too, minutes")
+    parser.add_argument("--double", action="store_true", help="the reference in float64 too, ten times as long")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     case = demo()
+    double = case.double() if arguments.double else None
     autoencoder = case.package.autoencoder
-    guidance, steps = METHODS["LO-SDA"]
     rows: list[dict[str, Any]] = []
     for fraction in arguments.fractions:
         likelihood = case.likelihood(fraction)
@@ -88,14 +106,14 @@ def main() -> None:
                     last = torch.channels_last if "last" in name else torch.contiguous_format
                     autoencoder.to(memory_format=last)
                     with nullcontext() if "fused" in name else kernels.use("reference"):
-                        begin = time.perf_counter()
-                        prior = make()
-                        z = Sampler(guidance, steps=steps, block=4)(prior, likelihood, members=members, seed=0).z
-                        spent = time.perf_counter() - begin
-                    analyses[name] = torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
+                        spent, analyses[name] = analysis(make, likelihood, members)
                     if round_:
                         seconds[name] = min(seconds.get(name, np.inf), spent)
             autoencoder.to(memory_format=torch.contiguous_format)
+            yardsticks = {"": analyses["fused"]}
+            if double:
+                with kernels.use("reference"):
+                    yardsticks["_from_double"] = analysis(double.prior, double.likelihood(fraction), members)[1]
             for name, best in seconds.items():
                 rows.append(
                     {
@@ -105,8 +123,7 @@ def main() -> None:
                         "backend": name,
                         "seconds": round(best, 3),
                         "over_fused": round(best / seconds["fused"], 2),
-                        "difference": float(np.abs(analyses[name] - analyses["fused"]).max()),
-                        "rms_difference": float(np.sqrt(np.mean((analyses[name] - analyses["fused"]) ** 2))),
+                        **{k + of: v for of, x in yardsticks.items() for k, v in apart(analyses[name], x).items()},
                         "threads": torch.get_num_threads(),
                         "torch": torch.__version__,
                     }

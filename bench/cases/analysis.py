@@ -4,7 +4,8 @@
 the package's own prior about the background.
 """
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,7 +49,12 @@ class Twin:
         """The background, normalised, on the package's device."""
         return self.package.normalize(self.background)
 
-    def prior(self, *, fused: bool = False, precision: torch.dtype = torch.float32) -> Prior:
+    def double(self) -> "Twin":
+        """The same with networks in float64; weights, and matrices that are stored, keep the digits of float32."""
+        modules = {name: deepcopy(module).double() for name, module in self.package.modules.items()}
+        return replace(self, package=replace(self.package, modules=modules))
+
+    def prior(self, *, fused: bool = False, precision: torch.dtype | None = None) -> Prior:
         """The prior about the background."""
         return self.package.prior(self.normalized(), fused=fused, precision=precision)
 
@@ -62,8 +68,10 @@ class Twin:
         return column_observations(self.truth, layout, fraction=fraction, std=std, seed=0)
 
     def likelihood(self, fraction: float) -> Likelihood:
-        """Of those observations."""
-        return Assimilator(self.package).likelihood(self.observations(fraction))[1]
+        """Of those observations, in the package's precision."""
+        found, dtype = Assimilator(self.package).likelihood(self.observations(fraction))[1], self.package.dtype
+        y, variance, scale = (t.to(dtype) for t in (found.y, found.variance, found.scale))
+        return replace(found, operator=found.operator.to(dtype=dtype), y=y, variance=variance, scale=scale)
 
 
 def demo() -> Twin:
