@@ -57,6 +57,12 @@ def daily() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def interrupted() -> Any:
+    """``interruption.py``: progress that stops a run at a step."""
+    return _load("interruption").Interruption
+
+
+@pytest.fixture(scope="session")
 def program() -> ModuleType:
     """``cli_world.py``: the command line in this process."""
     return _load("cli_world")

@@ -151,30 +151,18 @@ def test_the_package_says_where_it_comes_from(world: World, tmp_path: Path) -> N
     assert row.endswith(f"from the package {package_hash(world.aligned)[:12]}")
 
 
-class Interruption:
-    """Progress that is interrupted at one step of one stage, and remembers what it saw."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step, self.seen = stage, step, []  # type: ignore[var-annotated]
-
-    def __call__(self, stage: str, done: int, total: int, values: dict[str, Any]) -> None:
-        self.seen.append((stage, done))
-        if (stage, done) == (self.stage, self.step):
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_alignment_goes_on_to_the_same_tables_and_weights(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupted: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "package"
     stops = [("backgrounds", 3), ("candidates", 5), ("rewards", 2), ("pairs", 1), ("denoiser", 5)]
     for stage, step in stops:
         with pytest.raises(KeyboardInterrupt):
-            align(world.parent, world.states, small(), output, resume=True, progress=Interruption(stage, step))
+            align(world.parent, world.states, small(), output, resume=True, progress=interrupted(stage, step))
         assert not output.exists()
     # In the middle of a part, too: what was being written is not there.
     monkeypatch.setattr("lsda_fast.alignment.pipeline.judge", lambda *_: pytest.fail("judged again"))
-    last = Interruption("", 0)
+    last = interrupted("", 0)
     package = align(world.parent, world.states, small(), output, resume=True, progress=last)
     # A step's checkpoint is written after its report.
     assert [done for stage, done in last.seen if stage == "denoiser"] == list(range(5, 13))

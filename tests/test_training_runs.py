@@ -48,18 +48,6 @@ def same_weights(one: Package, two: Package) -> bool:
     )
 
 
-class Interruption:
-    """Progress that is interrupted at one step of one stage, and counts the steps it saw."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step, self.seen = stage, step, []  # type: ignore[var-annotated]
-
-    def __call__(self, stage: str, done: int, total: int, values: dict[str, Any]) -> None:
-        self.seen.append((stage, done))
-        if (stage, done) == (self.stage, self.step):
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def globe(daily: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Package]:
     folder = tmp_path_factory.mktemp("globe") / "package"
@@ -123,16 +111,16 @@ def test_calibrated_statistics_have_the_variance_of_the_validation_errors(
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(
-    daily: ModuleType, globe: tuple[Path, Package], tmp_path: Path
+    interrupted: Any, daily: ModuleType, globe: tuple[Path, Package], tmp_path: Path
 ) -> None:
     _, expected = globe
     output, config = tmp_path / "package", TrainingConfig(**GLOBAL)
     for stage in ("autoencoder", "forecaster", "denoiser"):
-        interruption = Interruption(stage, 5)
+        interruption = interrupted(stage, 5)
         with pytest.raises(KeyboardInterrupt):
             train(daily.GLOBE, config, output, resume=True, progress=interruption)
         assert not output.exists()
-    last = Interruption("", 0)
+    last = interrupted("", 0)
     package = train(daily.GLOBE, config, output, resume=True, progress=last)
     assert [step for step in last.seen if step[0] != "backgrounds"] == [("denoiser", 5), ("denoiser", 6)]
     assert same_weights(package, expected)
