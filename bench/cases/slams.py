@@ -8,7 +8,6 @@ them out (NaN).
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from lsda_fast.calendar import calendar
 from lsda_fast.degradations import Degradation
-from lsda_fast.engine.backend import choose_backend
+from lsda_fast.engine.backend import Backend, choose_backend
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.latent_observations import degraded_latents, in_latent
@@ -143,12 +142,12 @@ def analysed(
     """States (M, T, C, H, W) of the window with ``count`` extra modalities, and the seconds from observations on."""
     extras = Extras.of(package)
     observed = _latent(package, extras, count, truth, degradation, seed) if way.latent else None
-    backend = choose_backend(way.backend, package)
+    backend = Backend("fused", "asked for") if way.low else choose_backend(way.backend, package)
     begin = time.perf_counter()
-    with nullcontext() if way.low else backend.kernels():
+    with backend.kernels():
         season = torch.from_numpy(calendar(truth.times))
-        fused, precision = way.low or backend.name == "fused", torch.bfloat16 if way.low else None
-        prior = package.trajectory(len(truth.times), season=season, fused=fused, precision=precision)
+        precision = torch.bfloat16 if way.low else None
+        prior = package.trajectory(len(truth.times), season=season, fused=backend.name == "fused", precision=precision)
         if observed is None:
             likelihood = _physical(package, extras.channels(package, count), truth, degradation, seed)
             sampled = prior
