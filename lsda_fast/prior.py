@@ -71,6 +71,8 @@ class Prior:
     tangent : callable Counter -> (callable z (M, *latent) -> x (M, C, H, W)), optional
         Makes, once, a cheap linear map close to the decoder's derivative, for preconditioning; what that evaluates is
         added to the counter.
+    tangent_dtype : torch.dtype, optional
+        Of the variable that the tangent takes, and of its products; ``dtype`` when not given.
     variance : Tensor, shape latent_shape, optional
         Variance of the clean latent given the background, for ``prior_covariance="diagonal"``; 1 when not given.
     covariance : Covariance, optional
@@ -90,6 +92,7 @@ class Prior:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor] | None = None
     tangent: Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None = None
+    tangent_dtype: torch.dtype | None = None
     variance: Tensor | None = None
     covariance: Covariance | None = None
     origin: Tensor | None = None

@@ -187,7 +187,8 @@ class Sampler:
         What else it reads are weights of the networks. An analysis of the same settings, with tensors of the same
         shapes here, runs the same operations.
         """
-        return [*prior.inputs, *likelihood.inputs, *self.guidance.prepare(prior, likelihood)]
+        tensors = (*prior.inputs, *likelihood.inputs, *self.guidance.prepare(prior, likelihood))
+        return list({id(t): t for t in tensors}.values())
 
     def block_of(
         self,

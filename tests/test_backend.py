@@ -7,6 +7,7 @@ import torch
 from bench.cases.analysis import GUIDANCES, demo
 from lsda_fast import kernels
 from lsda_fast.assimilator import Assimilator
+from lsda_fast.demo import METHODS
 from lsda_fast.engine.backend import choose_backend
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Huber, ObsFree, VariationalQC
@@ -43,6 +44,20 @@ def test_fused_is_the_reference(package, case, name, robust):
     error = np.abs(fused - reference) / np.asarray(package.normalization.std)[:, None, None]
     assert np.sqrt(np.mean(error**2, axis=(0, 2, 3))).max() < 2e-5
     # Not 1e-4: the step of Adam and the line search of L-BFGS turn on a sign.
+    assert error.max() < 3e-4
+
+
+def test_fused_is_the_reference_in_the_demonstration(package, case):
+    """These members amplify rounding: with the surrogate's products in float32 they differed by 1e-4 and 2e-3."""
+    guidance, steps = METHODS["LO-SDA"]
+    reference, fused = (
+        package.layout.to_array(
+            Assimilator(package, guidance, steps=steps, block=4, backend=backend)(*case, members=4, seed=1).analysis
+        )
+        for backend in ("reference", "fused")
+    )
+    error = np.abs(fused - reference) / np.asarray(package.normalization.std)[:, None, None]
+    assert np.sqrt(np.mean(error**2)) < 2e-5
     assert error.max() < 3e-4
 
 

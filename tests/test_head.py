@@ -197,8 +197,11 @@ def test_a_package_observes_through_its_head_when_asked(whitened):
     x_b = torch.randn(C, H, W, generator=torch.Generator().manual_seed(4))
     plain, fast = package.prior(x_b), package.prior(x_b, fused=True)
     z = torch.randn(2, *package.latent_shape, generator=torch.Generator().manual_seed(5))
-    for own in (lambda prior: prior.decode, lambda prior: prior.tangent(prior.evaluations)):
-        expected, value = (observe(own(prior), operator)(z) - operator.offset for prior in (plain, fast))
+    dtype = torch.float64 if whitened else torch.float32
+    assert plain.tangent_dtype == fast.tangent_dtype == dtype
+    for own, z_own in ((lambda prior: prior.decode, z), (lambda prior: prior.tangent(prior.evaluations), z.to(dtype))):
+        expected, value = (observe(own(prior), operator)(z_own) - operator.offset for prior in (plain, fast))
+        assert value.dtype == expected.dtype == z_own.dtype
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     assert torch.equal(fast.decode(z), plain.decode(z))
     assert not hasattr(plain.decode, "observe")

@@ -81,6 +81,15 @@ def test_the_covariance_is_the_root_and_its_adjoint_whatever_the_eigenvectors_ha
     torch.testing.assert_close(coloring.covariance(z), coloring.color(coloring.adjoint(z)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "full", "zonal", "low rank"])
+def test_wide_products_are_of_the_same_covariance_and_agree_to_float64(kind: str) -> None:
+    whitening = fitted(kind)
+    wide, z = whitening.wide_coloring(), ERRORS[:3]
+    torch.testing.assert_close(wide.covariance(z).float(), whitening.coloring().covariance(z.float()))
+    assert abs((wide.color(z) * ERRORS[3:6]).sum() - (z * wide.adjoint(ERRORS[3:6])).sum()) < 1e-11
+    torch.testing.assert_close(wide.covariance(z), wide.color(wide.adjoint(z)), rtol=1e-12, atol=1e-12)
+
+
 def test_diagonal_is_the_spread_of_each_latent() -> None:
     whitening = fitted("diagonal")
     torch.testing.assert_close(whitening.std, ERRORS.square().mean(0).sqrt().float())

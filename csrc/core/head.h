@@ -15,7 +15,7 @@
 namespace lsda {
 
 // Feature places of a task of the transpose.
-constexpr int64_t kPlaceBlock = 256;
+constexpr int64_t kPlaceBlock = 32;
 
 template <class T>
 struct HeadParams {
@@ -60,24 +60,36 @@ LSDA_INLINE void head_project(const HeadParams<T>& a, const T* x, T* y, T* patch
   }
 }
 
-// sum[f] += what the rows of site q bring through tap t, four at a time while there are four.
-template <class T>
-LSDA_INLINE void head_rows(const HeadParams<T>& a, const T* y, T* __restrict sum, int64_t q, int64_t t) {
+// Members that share what the transpose reads of the weight.
+constexpr int kHeadMembers = 4;
+
+// sums[g][f] += what the rows of site q bring through tap t to G members, four at a time while there are four.
+template <int G, class T>
+LSDA_INLINE void head_rows(const HeadParams<T>& a, const T* y, T* __restrict sums, int64_t q, int64_t t) {
   const int64_t F = a.features, size = a.taps * F, end = a.start[q + 1];
   const T* __restrict weight = a.weight + t * F;
   int64_t u = a.start[q];
   for (; u + 4 <= end; u += 4) {
-    const T r0 = y[a.output[u]], r1 = y[a.output[u + 1]], r2 = y[a.output[u + 2]], r3 = y[a.output[u + 3]];
+    T r[G][4];
+    for (int g = 0; g < G; ++g) {
+      for (int i = 0; i < 4; ++i) r[g][i] = y[g * a.values + a.output[u + i]];
+    }
     const T* __restrict w0 = weight + a.row[u] * size, * __restrict w1 = weight + a.row[u + 1] * size;
     const T* __restrict w2 = weight + a.row[u + 2] * size, * __restrict w3 = weight + a.row[u + 3] * size;
 #pragma omp simd
-    for (int64_t f = 0; f < F; ++f) sum[f] += (r0 * w0[f] + r1 * w1[f]) + (r2 * w2[f] + r3 * w3[f]);
+    for (int64_t f = 0; f < F; ++f) {
+      for (int g = 0; g < G; ++g) {
+        sums[g * F + f] += (r[g][0] * w0[f] + r[g][1] * w1[f]) + (r[g][2] * w2[f] + r[g][3] * w3[f]);
+      }
+    }
   }
   for (; u < end; ++u) {
-    const T r = y[a.output[u]];
     const T* __restrict w = weight + a.row[u] * size;
+    for (int g = 0; g < G; ++g) {
+      const T r = y[g * a.values + a.output[u]];
 #pragma omp simd
-    for (int64_t f = 0; f < F; ++f) sum[f] += r * w[f];
+      for (int64_t f = 0; f < F; ++f) sums[g * F + f] += r * w[f];
+    }
   }
 }
 
@@ -97,7 +109,11 @@ LSDA_INLINE void head_adjoint(const HeadParams<T>& a, const T* y, T* x, T* sums,
     for (int64_t i = 0; i < (last - first) * F; ++i) sums[i] = T(0);
     for (int64_t e = a.begin[s]; e < a.begin[s + 1]; ++e) {
       const int64_t q = a.entry[e] / a.taps, t = a.entry[e] % a.taps;
-      for (int64_t m = first; m < last; ++m) head_rows(a, y + m * a.values, sums + (m - first) * F, q, t);
+      int64_t m = first;
+      for (; m + kHeadMembers <= last; m += kHeadMembers) {
+        head_rows<kHeadMembers>(a, y + m * a.values, sums + (m - first) * F, q, t);
+      }
+      for (; m < last; ++m) head_rows<1>(a, y + m * a.values, sums + (m - first) * F, q, t);
     }
     for (int64_t m = first; m < last; ++m) {
       const T* __restrict sum = sums + (m - first) * F;

@@ -132,11 +132,12 @@ class Context:
         return Linearization(derivative, self.prior.evaluations, "decoder", slope=slope, cost=cost)
 
     def linearize_surrogate(self, z: Tensor) -> Linearization | None:
-        """H T z, T the prior's cheap tangent of the decoder, with its derivatives; None without one."""
+        """H T z, T the prior's cheap tangent of the decoder, with its derivatives in its own precision; or None."""
         if self.prior.tangent is None:
             return None
         tangent = observe(self.prior.tangent(self.prior.evaluations), self.likelihood.operator)
-        return Linearization.of(tangent, z, self.prior.evaluations, "surrogate")
+        point = z.to(self.prior.tangent_dtype or z.dtype)
+        return Linearization.of(tangent, point, self.prior.evaluations, "surrogate")
 
     def stages(self) -> list["Context"]:
         """The same for every cost that a minimisation goes through."""

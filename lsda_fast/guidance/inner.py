@@ -216,7 +216,8 @@ class GaussNewton(InnerSolver):
             # The surrogate's own optimum is a start that costs no derivative of the decoder.
             residual = linearize(v)
             near = surrogate.scaled(residual.slope)
-            v = self._move(linearize, v, self._solve(near, -near.vjp(residual.value) - v), _cost(residual, v))
+            gradient = near.vjp(residual.value.to(near.value)) + v
+            v = self._move(linearize, v, self._solve(near, -gradient).to(v), _cost(residual, v))
         for _ in range(self.outer):
             cost, gradient, residual = _cost_gradient(linearize, v)
             hessian = normal(residual.jvp, residual.vjp)
@@ -228,7 +229,10 @@ class GaussNewton(InnerSolver):
         return v
 
     def _solve(self, near: Linearization, b: Tensor) -> Tensor:
-        return restricted_cg(near.jvp, near.vjp, near.gram, b, iterations=self.precondition, tolerance=1e-2)
+        """In the surrogate's precision, to that of b."""
+        wide = b.to(near.value)
+        step = restricted_cg(near.jvp, near.vjp, near.gram, wide, iterations=self.precondition, tolerance=1e-2)
+        return step.to(b)
 
     def _move(self, linearize: Linearize, v: Tensor, step: Tensor, cost: Tensor) -> Tensor:
         return _halve_until_lower(linearize, v, step, cost, self.halvings) if self.halvings else v + step

@@ -91,8 +91,9 @@ class HeadedDecoder:
         if round_up:
             idle = torch.arange(round_up(len(cells)) - len(cells), device=cells.device)
             cells = torch.cat([cells, cells[idle % max(len(cells), 1)]])
-        plan = ObservationPlan.from_stencil(compact, weight, len(cells), round_up=round_up)
         heads = model.heads()
+        weight = weight.to(heads[0].weight)
+        plan = ObservationPlan.from_stencil(compact, weight, len(cells), round_up=round_up)
         plans = [head.plan(cells, round_up) for head in heads]
         bias = torch.stack([head.offset(cells) for head in heads]).sum(0, keepdim=True)
         offset = operator.offset + obs_project(bias, plan)[0]
@@ -112,8 +113,9 @@ class _Headed:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What is prepared for the stencil."""
-        return (self.offset, *self.plan.tensors, *(t for head in self.plans for t in head.tensors))
+        """What is prepared for the stencil, and what the latent is made with."""
+        plans = (t for head in self.plans for t in head.tensors)
+        return (self.offset, *self.plan.tensors, *plans, *self.latent.tensors)
 
     def __call__(self, u: Tensor) -> Tensor:
         return obs_project(cell_values(self.network.features(self.latent(u)), self.plans), self.plan) + self.offset

@@ -5,6 +5,9 @@
 over random increments dz_i of the latent, W a 3 x 3 convolution from latent places to patches of the state. The
 derivative is nearly the same everywhere (decoders are close to linear at the size of background errors), so few
 increments fit it, and one convolution serves every member, iteration and noise level of an analysis.
+
+It may be multiplied in a higher precision than the decoder is: ten iterations of conjugate gradients with a precise
+observation's J J' amplify the rounding of its products a hundredfold (``docs/results.md``).
 """
 
 import math
@@ -62,6 +65,8 @@ class PatchTangent:
         As for ``geo_pad``.
     ridge : float
         Relative to the mean squared latent increment.
+    dtype : torch.dtype, optional
+        Of the convolution, and of the increments that it is given; the decoder's when not given.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class PatchTangent:
         periodic: bool,
         poles: Sequence[bool] = (True, True),
         ridge: float = 1e-3,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.periodic, self.poles = periodic, poles
         dx = Linearization.of(decode, z, evaluations, "decoder").jvp(increments)
@@ -84,7 +90,7 @@ class PatchTangent:
         rows, columns = (t.transpose(0, 1).flatten(1).double() for t in (places, targets))
         normal = rows @ rows.T
         normal.diagonal().add_(ridge * normal.diagonal().mean())
-        self.weight = torch.linalg.solve(normal, rows @ columns.T).to(dx)
+        self.weight = torch.linalg.solve(normal, rows @ columns.T).to(dtype or dx.dtype)
 
     def _neighbourhoods(self, dz: Tensor) -> Tensor:
         """The 3 x 3 places around every place, (M, 9 k, h w)."""

@@ -11,7 +11,8 @@ N(0, I), so an isotropic latent covariance is the full stationary one.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from copy import deepcopy
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,16 @@ class Whitening(nn.Module):
     def coloring(self) -> Coloring:
         """``color``, ``color_adjoint`` and S, what they share computed once: for the many products of an analysis."""
         return Coloring(self.color, self.color_adjoint, lambda z: self.color(self.color_adjoint(z)))
+
+    def wide_coloring(self) -> Coloring:
+        """``coloring`` in float64; all that it reads is among its tensors."""
+        wide = self._widened()
+        coloring = wide.coloring()
+        return coloring._replace(tensors=(*wide.buffers(), *coloring.tensors))
+
+    def _widened(self) -> Self:
+        """A copy in float64; what follows from the settings alone is so to the last digit."""
+        return deepcopy(self).double()
 
     def color(self, u: Tensor) -> Tensor:
         """S^1/2 u."""

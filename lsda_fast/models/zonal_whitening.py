@@ -10,7 +10,7 @@ the places of z.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -57,13 +57,8 @@ class ZonalWhitening(Whitening):
             raise InputError(f"zonal whitening of {columns} columns; accepted is an even number of columns")
         self.reach = reach
         waves, n = columns // 2 + 1, channels * rows
-        angle = 2.0 * math.pi * torch.outer(torch.arange(columns), torch.arange(waves)).double() / columns
-        scale = columns**-0.5
-        fold = torch.full((waves,), 2.0, dtype=torch.float64)
-        fold[0] = fold[-1] = 1.0
-        transform = scale * torch.stack([angle.cos(), -angle.sin()], dim=1)
-        self.register_buffer("analysis", transform.flatten(1).mT.float().contiguous(), persistent=False)
-        self.register_buffer("synthesis", (transform * fold).flatten(1).mT.float().contiguous(), persistent=False)
+        for name, transform in zip(("analysis", "synthesis"), _transforms(columns)):
+            self.register_buffer(name, transform.float(), persistent=False)
         self.register_buffer("std", torch.ones(channels, rows, 1))
         self.register_buffer("real", torch.zeros(waves, n, min(rank, n)))
         self.register_buffer("imaginary", torch.zeros(waves, n, min(rank, n)))
@@ -104,6 +99,11 @@ class ZonalWhitening(Whitening):
             lambda z: self._spectral(z, DV, lambda c: c @ H, DVT, DD_floor),
             (V, gain, DV, D_floor, VT, DVT, H, DD_floor),
         )
+
+    def _widened(self) -> Self:
+        wide = super()._widened()
+        wide.analysis, wide.synthesis = (t.to(self.std.device) for t in _transforms(self.analysis.shape[1]))
+        return wide
 
     def _root(self) -> Root:
         """V, L^1/2 - d^1/2, D^1/2 V and D^1/2 d^1/2: D^1/2 goes into V, for it is the same in every column."""
@@ -157,6 +157,16 @@ class ZonalWhitening(Whitening):
 def _scaled(gain: Tensor, coefficients: Tensor) -> Tensor:
     """Real and imaginary parts (waves, M, 2 rank), times the gain of their mode."""
     return (coefficients.unflatten(-1, (2, -1)) * gain[:, :, None]).flatten(-2)
+
+
+def _transforms(columns: int) -> tuple[Tensor, Tensor]:
+    """The Fourier transform of rows as a matrix (2 waves, columns), real parts first, and its inverse, in float64."""
+    waves = columns // 2 + 1
+    angle = 2.0 * math.pi * torch.outer(torch.arange(columns), torch.arange(waves)).double() / columns
+    fold = torch.full((waves,), 2.0, dtype=torch.float64)
+    fold[0] = fold[-1] = 1.0
+    transform = columns**-0.5 * torch.stack([angle.cos(), -angle.sin()], dim=1)
+    return transform.flatten(1).mT.contiguous(), (transform * fold).flatten(1).mT.contiguous()
 
 
 def row_taper(rows: int, reach: float) -> "np.ndarray[Any, Any]":

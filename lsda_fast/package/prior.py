@@ -57,13 +57,14 @@ def analysis_prior(
     denoise, prepared = _denoise(package, z_b, calendar, path) if correction else (_linear_gaussian, ())
     whitening = package.modules.get("whitening")
     coloring = whitening.coloring() if package.whitened and isinstance(whitening, Whitening) else None
-    latent, linear = _latent(package, z_b, coloring), _latent(package, None, coloring)
+    latent = _latent(package, z_b, coloring)
     common: dict[str, Any] = {
         "schedule": package.schedule,
         "latent_shape": package.latent_shape,
         "denoise": denoise,
         "decode": _decoder(package.autoencoder, latent, path),
-        "tangent": _tangent(package, z_b, linear, path),
+        "tangent": _tangent(package, z_b, path),
+        "tangent_dtype": _tangent_dtype(package),
         "inputs": (z_b, *prepared, *latent.tensors),
         "dtype": package.dtype,
         "device": package.device,
@@ -176,20 +177,27 @@ def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
     return to_clean("wiener", torch.zeros_like(z_t), z_t, level)
 
 
+def _tangent_dtype(package: "Package") -> torch.dtype:
+    """Of the products with the decoder's stand-in: float64 where no other covariance stands between them."""
+    return torch.float64 if package.whitened else package.dtype
+
+
 def _tangent(
-    package: "Package", z_b: Tensor, linear: Differentiable, path: NetworkPath
+    package: "Package", z_b: Tensor, path: NetworkPath
 ) -> Callable[[Counter[str]], Callable[[Tensor], Tensor]] | None:
     """The decoder's stand-in around a background latent, fitted when first asked for."""
     count, whitening = tangent_samples(package.latent_shape, package.layout.shape), package.modules.get("whitening")
     if not count:
         return None
     color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
+    dtype = _tangent_dtype(package)
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
         grid, model = package.layout.grid, package.autoencoder
         decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
         u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
-        fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles)
-        return _decoder(fitted, linear, path)
+        fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles, dtype=dtype)
+        wide = whitening.wide_coloring() if package.whitened and isinstance(whitening, Whitening) else None
+        return _decoder(fitted, _latent(package, None, wide), path)
 
     return once(make)
