@@ -86,5 +86,6 @@ def _signature(dtype: torch.dtype, last: bool) -> Signature:
 
 SIGNATURES = {
     "planes_f32": _signature(torch.float32, False),
+    "planes_f64": _signature(torch.float64, False),
     **{NAMES[dtype]: _signature(dtype, True) for dtype in (torch.float32, torch.float64, torch.bfloat16)},
 }
