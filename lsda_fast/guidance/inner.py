@@ -189,7 +189,7 @@ class GaussNewton(InnerSolver):
     precondition : int
         Conjugate-gradient iterations with the surrogate (``models.tangent``): they find the start, which costs no
         derivative of the decoder, and precondition each iteration with it; 0 for none. About 10 take several times
-        fewer derivatives of a nonlinear decoder; with 20, float32 loses three digits.
+        fewer derivatives of a nonlinear decoder; 20 gain nothing over that.
     """
 
     outer: int = 2
