@@ -62,7 +62,8 @@ def analysis(make: Callable[[], Prior], likelihood: Likelihood, members: int) ->
     guidance, steps = METHODS["LO-SDA"]
     begin = time.perf_counter()
     prior = make()
-    z = Sampler(guidance, steps=steps, block=4)(prior, likelihood, members=members, seed=0).z
+    sampler = Sampler(guidance, steps=steps, block=min(members, 8))
+    z = sampler(prior, likelihood, members=members, seed=0).z
     seconds = time.perf_counter() - begin
     return seconds, torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
 

@@ -19,8 +19,9 @@ from lsda_fast.analysis import Analysis
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.forecast import forecast
-from lsda_fast.guidance import DPS, GaussNewton, Guidance, LatentOptimization, ObsFree, Repaint
+from lsda_fast.guidance import DPS, Guidance, ObsFree, Repaint
 from lsda_fast.package import Package
+from lsda_fast.presets import sampler_preset
 from lsda_fast.twin import column_observations
 from lsda_fast.verification import Scores
 
@@ -31,7 +32,7 @@ METHODS: Mapping[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 8),
     "Repaint": (Repaint(), 16),
     "DPS": (DPS(), 12),
-    "LO-SDA": (LatentOptimization(GaussNewton(outer=1, cg=3, halvings=0, precondition=10)), 2),
+    "LO-SDA": (sampler_preset("lo_sda")["guidance"], sampler_preset("lo_sda")["steps"]),
 }
 SHOWN = ("z500", "t850", "u300", "q850", "sp")
 Progress = Callable[[str, int, int, dict[str, Any]], None]

@@ -1,4 +1,9 @@
-"""Settings of a sampler under the name of the publication that they are from.
+"""Settings of a sampler by name.
+
+``lo_sda`` and ``slams``: latent optimisation as the measurements of this package have it, of a state and of a window of
+states (docs/results.md, docs/slams.md): one linearisation a level, few exact iterations, each preconditioned by ten
+with a linear stand-in for the decoder. The decoder has to have one (``models.tangent``), and to be close to linear at
+the size of the background's errors, for no line search looks after the step.
 
 ``slams_published``: SLAMS (arXiv:2404.06665) as its code samples, which is SDA's (Rozet & Louppe 2023,
 arXiv:2306.10574). Predictor and corrector of a step t -> s, with eps' = eps - sigma_t s_y and
@@ -15,12 +20,23 @@ from typing import Any
 
 from lsda_fast.diffusion.solvers import Langevin
 from lsda_fast.errors import InputError
-from lsda_fast.guidance import DPS
+from lsda_fast.guidance import DPS, GaussNewton, LatentOptimization
 
 __all__ = ["PRESETS", "sampler_preset"]
 
 PRESETS = MappingProxyType(
     {
+        "lo_sda": MappingProxyType(
+            {"guidance": LatentOptimization(GaussNewton(outer=1, cg=3, halvings=0, precondition=10)), "steps": 2}
+        ),
+        "slams": MappingProxyType(
+            {
+                "guidance": LatentOptimization(
+                    GaussNewton(outer=1, cg=1, halvings=0, precondition=10), prior_covariance="stationary"
+                ),
+                "steps": 3,
+            }
+        ),
         "slams_published": MappingProxyType(
             {
                 "guidance": DPS(gamma=1e-2, limit=False),

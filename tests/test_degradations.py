@@ -121,6 +121,14 @@ def test_the_published_preset_takes_the_steps_of_sda():
     torch.testing.assert_close(z, x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["lo_sda", "slams", "slams_published"])
+def test_a_preset_is_what_a_sampler_takes_and_nobody_changes_it(name):
+    settings = sampler_preset(name)
+    assert Sampler(**settings).guidance == settings["guidance"]
+    settings.clear()
+    assert sampler_preset(name)["steps"] in (2, 3, 512)
+
+
 def test_an_unknown_preset():
-    with pytest.raises(InputError, match="preset 'sda' is unknown; accepted: slams_published"):
+    with pytest.raises(InputError, match="preset 'sda' is unknown; accepted: lo_sda, slams, slams_published"):
         sampler_preset("sda")

@@ -21,7 +21,7 @@ from lsda_fast.calendar import calendar
 from lsda_fast.degradations import Degradation
 from lsda_fast.engine.backend import Backend, choose_backend
 from lsda_fast.errors import InputError
-from lsda_fast.guidance import GaussNewton, LatentOptimization, Likelihood
+from lsda_fast.guidance import LatentOptimization, Likelihood
 from lsda_fast.latent_observations import degraded_latents, in_latent
 from lsda_fast.likelihood import likelihood_of
 from lsda_fast.modalities import Modality
@@ -67,16 +67,7 @@ class Way:
 WAYS = {
     "pixel": Way(False, sampler_preset("slams_published"), "reference"),
     "published": Way(True, sampler_preset("slams_published"), "reference"),
-    "ours": Way(
-        False,
-        {
-            "guidance": LatentOptimization(
-                GaussNewton(outer=1, cg=1, halvings=0, precondition=10), prior_covariance="stationary", antithetic=True
-            ),
-            "steps": 3,
-        },
-        "auto",
-    ),
+    "ours": Way(False, sampler_preset("slams"), "auto"),
 }
 
 

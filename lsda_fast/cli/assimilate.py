@@ -57,7 +57,7 @@ def assimilate(
     solver: Annotated[str, typer.Option(help="auto, renoise, ancestral, ddim, dpmpp_2m or heun.")] = "auto",
     steps: Annotated[int | None, typer.Option(min=1, help="Noise levels; the guidance's own when not given.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="slams_published: in place of guidance, solver and number of steps.")
+        str | None, typer.Option(help="lo_sda, slams or slams_published: for guidance, solver and steps.")
     ] = None,
     start: Annotated[float, typer.Option(help="Time of the first level; below 1 starts from the background.")] = 1.0,
     robust: Annotated[
