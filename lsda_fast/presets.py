@@ -45,7 +45,7 @@ PRESETS = MappingProxyType(
                 "steps": 512,
                 "corrector": Langevin(rounds=1, tau=0.5),
             }
-        )
+        ),
     }
 )
 
