@@ -1,8 +1,8 @@
 """SLAMS' experiments on one window: what is degraded, the ways to observe, the analysis, its scores.
 
-Ways: ``pixel`` is SDA in the space of states, ``published`` SLAMS as its code has it (latents of the truth are degraded
-and observed), both with the published sampler in the reference path; ``ours`` observes the degraded fields
-through the decoder. Extra modalities are degraded as the state is; a package is asked for fewer than it has by leaving
+Ways: ``pixel`` is SDA in the space of states, by the gradient of its likelihood, with gamma and levels chosen on
+November 2001; ``published`` SLAMS as its code has it (latents of the truth are degraded and observed), with the
+published sampler; both in the reference path. ``ours`` observes the degraded fields through the decoder. Extra modalities are degraded as the state is; a package is asked for fewer than it has by leaving
 them out (NaN).
 """
 
@@ -21,7 +21,7 @@ from lsda_fast.calendar import calendar
 from lsda_fast.degradations import Degradation
 from lsda_fast.engine.backend import Backend, choose_backend
 from lsda_fast.errors import InputError
-from lsda_fast.guidance import LatentOptimization, Likelihood
+from lsda_fast.guidance import DPS, LatentOptimization, Likelihood
 from lsda_fast.latent_observations import degraded_latents, in_latent
 from lsda_fast.likelihood import likelihood_of
 from lsda_fast.modalities import Modality
@@ -65,7 +65,11 @@ class Way:
 
 
 WAYS = {
-    "pixel": Way(False, sampler_preset("slams_published"), "reference"),
+    "pixel": Way(
+        False,
+        {"guidance": DPS(gamma=3e-5), "solver": "ddim", "spacing": "log_rho", "steps": 16, "stop": 0.02},
+        "reference",
+    ),
     "published": Way(True, sampler_preset("slams_published"), "reference"),
     "ours": Way(False, sampler_preset("slams"), "auto"),
 }
