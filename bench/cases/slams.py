@@ -2,8 +2,8 @@
 
 Ways: ``pixel`` is SDA in the space of states, by the gradient of its likelihood, with gamma and levels chosen on
 November 2001; ``published`` SLAMS as its code has it (latents of the truth are degraded and observed), with the
-published sampler; both in the reference path. ``ours`` observes the degraded fields through the decoder. Extra modalities are degraded as the state is; a package is asked for fewer than it has by leaving
-them out (NaN).
+published sampler; both in the reference path. ``ours`` observes the degraded fields through the decoder. Extra
+modalities are degraded as the state is; a package is asked for fewer than it has by leaving them out (NaN).
 """
 
 import time
