@@ -56,10 +56,10 @@ def test_modalities_and_window_come_back_from_disk(package: Package, tmp_path: P
 def test_a_manifest_of_before_has_none(package: Package, tmp_path: Path) -> None:
     file = package.save(tmp_path / "package") / "manifest.json"
     manifest = json.loads(file.read_text())
-    del manifest["modalities"], manifest["window"], manifest["block_errors"]
+    del manifest["modalities"], manifest["window"], manifest["block_errors"], manifest["prior_errors"]
     file.write_text(json.dumps(manifest))
     loaded = Package.load(file.parent)
-    assert (loaded.modalities, loaded.window, loaded.block_errors) == ((), None, ())
+    assert (loaded.modalities, loaded.window, loaded.block_errors, loaded.prior_errors) == ((), None, (), ())
     np.testing.assert_array_equal(loaded.errors, package.reconstruction_error[None])
 
 

@@ -213,6 +213,9 @@ def test_a_trained_package_takes_any_subset(trained: tuple[Path, Package, States
     folder, package, states = trained
     loaded = Package.load(folder)
     assert loaded.modalities == states.modalities
+    errors = np.array(loaded.prior_errors)  # of precipitation and radiation, none of the state
+    assert errors.shape == (1 + len(loaded.block_errors), 5)
+    assert (errors[:, :3] == 0).all()
     scores = package.provenance["scores"]
     x = states.x[states.validation]
     truth = x[:, :3]

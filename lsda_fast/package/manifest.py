@@ -35,6 +35,7 @@ def manifest_of(package: "Package") -> dict[str, Any]:
         "architectures": {name: {"name": a.name, "settings": a.settings} for name, a in specs.items()},
         "reconstruction_error": [float(e) for e in package.reconstruction_error],
         "block_errors": [[float(e) for e in errors] for errors in package.block_errors],
+        "prior_errors": [[float(e) for e in errors] for errors in package.prior_errors],
         "observation_std": package.observation_std,
         "provenance": package.provenance,
         "modalities": [modality.to_dict() for modality in package.modalities],
@@ -65,6 +66,7 @@ def parts_of(manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
             "provenance": dict(manifest["provenance"]),
             # Packages of before have none of these.
             "block_errors": tuple(np.array(errors, np.float32) for errors in manifest.get("block_errors", [])),
+            "prior_errors": tuple(np.array(errors, np.float32) for errors in manifest.get("prior_errors", [])),
             "modalities": tuple(Modality.from_dict(modality) for modality in manifest.get("modalities", [])),
             "window": Window(**manifest["window"]) if manifest.get("window") else None,
         }

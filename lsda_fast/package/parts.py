@@ -53,6 +53,9 @@ class Parts:
     block_errors : tuple of np.ndarray, shape (C,)
         The reconstruction error of means over blocks of 2 x 2, 4 x 4, 8 x 8, ... cells. Beyond the last one known,
         and so of every mean where none is, means are given the last one's error: an upper bound.
+    prior_errors : tuple of np.ndarray, shape (C,)
+        What the prior does not know of modalities (``modality_errors``), of means over 1, 2 x 2, 4 x 4, ... cells, 0 of
+        the state; as many as there are errors of reconstruction, or none.
     """
 
     layout: StateLayout
@@ -69,6 +72,7 @@ class Parts:
     modalities: tuple[Modality, ...] = ()
     window: Window | None = None
     block_errors: tuple[np.ndarray, ...] = ()
+    prior_errors: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
@@ -76,10 +80,16 @@ class Parts:
         for name, errors in (
             ("reconstruction_error", [self.reconstruction_error]),
             ("block_errors", self.block_errors),
+            ("prior_errors", self.prior_errors),
         ):
             for error in errors:
                 if np.shape(error) != (C,):
                     raise InputError(f"{name} has shape {np.shape(error)}; accepted is ({C},), one per channel")
+        if len(self.prior_errors) not in (0, 1 + len(self.block_errors)):
+            raise InputError(
+                f"{len(self.prior_errors)} prior_errors came; accepted are none, or {1 + len(self.block_errors)}, one "
+                "beside each error of reconstruction"
+            )
         check_modalities(self.modalities, self.layout)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
@@ -96,8 +106,9 @@ class Parts:
 
     @property
     def errors(self) -> np.ndarray:
-        """The reconstruction error (B, C) of means over blocks of 1, 2, 4, ... cells to the side, as far as known."""
-        return np.stack([self.reconstruction_error, *self.block_errors])
+        """The model's part of R^1/2, (B, C), of means over blocks of 1, 2, 4, ... cells to the side, if known."""
+        errors = np.stack([self.reconstruction_error, *self.block_errors])
+        return np.hypot(errors, np.stack(self.prior_errors)) if self.prior_errors else errors
 
     @property
     def dtype(self) -> torch.dtype:

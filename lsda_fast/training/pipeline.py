@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from lsda_fast.diffusion.schedule import Schedule
+from lsda_fast.modality_errors import modality_channels, modality_errors
 from lsda_fast.package import Package
 from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
 from lsda_fast.training.background_prior import background_prior, check_background
@@ -23,6 +24,8 @@ from lsda_fast.training.work import Work, check_claim, claim
 from lsda_fast.trajectory import Window
 
 __all__ = ["train"]
+
+WINDOW = 29  # states, a week of six-hourly ones
 
 
 def train(
@@ -94,8 +97,17 @@ class _Run:
             window=Window(config.window.size, config.window.hours) if config.window else None,
             block_errors=tuple(errors[1:]),
         )
+        if config.window and package.prediction == "wiener" and modality_channels(package):
+            package.prior_errors = self._prior_errors(package)
         package.save(output, dtype=getattr(torch, config.storage))
         return Package.load(output)
+
+    def _prior_errors(self, package: Package) -> tuple[np.ndarray, ...]:
+        """Of the first states of the longest run of validation, as many as the published windows have."""
+        states = self.states
+        run = max(states.runs(states.validation), key=len)[:WINDOW]
+        noise = self.config.observation_std
+        return tuple(modality_errors(package, states.x[run], states.calendar[run], noise=noise))
 
     def _observation_std(self) -> dict[str, float]:
         std = self.config.observation_std * np.asarray(self.states.normalization.std, float)
