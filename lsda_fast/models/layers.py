@@ -20,6 +20,7 @@ __all__ = [
     "ResidualBlock",
     "TransformerBlock",
     "level_embedding",
+    "multiplied_in",
     "padded_convolution",
     "passes",
 ]
@@ -57,10 +58,13 @@ class GeoConv2d(nn.Module):
 
 def padded_convolution(conv: nn.Conv2d, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor:
     """conv(pad(x)), padded in the precision that is multiplied in: half the copies where that is the lower one."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return conv(pad(x.to(torch.get_autocast_dtype(device))))
-    return conv(pad(x.to(conv.weight.dtype))).to(x.dtype)
+    answer = conv(pad(x.to(multiplied_in(conv, x.device.type))))
+    return answer if torch.is_autocast_enabled(x.device.type) else answer.to(x.dtype)
+
+
+def multiplied_in(conv: nn.Conv2d, device: str) -> torch.dtype:
+    """The precision of its products on a type of device, autocast's where that is on."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
 
 
 class GroupNorm(nn.GroupNorm):

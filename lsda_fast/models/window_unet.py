@@ -4,6 +4,9 @@ Every level of the U-Net halves the grid; a block is x + conv(silu(conv(norm(x +
 level, and the way up adds what the way down had on the same grid. As published: hidden channels (32, 64, 128) for
 latents and (64, 128, 256) for states, 3 blocks a level, kernels of 3, 64 numbers for the noise level, ``eps``, and
 padding that is circular in both directions. ``circular=False`` pads as the grid is: over the date line and the poles.
+
+With matrix products in a lower precision (``models.precision``, autocast) images stay in it from one convolution to the
+next, sums included; norms are float32.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels.geo_pad import geo_pad
-from lsda_fast.models.layers import level_embedding, padded_convolution
+from lsda_fast.models.layers import level_embedding, multiplied_in
 
 __all__ = ["WindowUNet"]
 
@@ -115,7 +118,7 @@ class WindowUNet(nn.Module):
             x = self.norms[i](x)
             if i > 0:
                 x = self.tails[i](F.interpolate(x, size=grids[i - 1].shape[2:])) + grids[i - 1]
-        return self.tails[0](x).unflatten(1, (self.size, -1))
+        return self.tails[0](x).unflatten(1, (self.size, -1)).to(scaled.dtype)
 
 
 class _Conv(nn.Module):
@@ -128,8 +131,8 @@ class _Conv(nn.Module):
         self.edges, self.margin = edges, kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H', W')."""
-        return padded_convolution(self.conv, x, self._pad)
+        """(N, inputs, H, W) -> (N, outputs, H', W'), in the precision that is multiplied in."""
+        return self.conv(self._pad(x.to(multiplied_in(self.conv, x.device.type))))
 
     def _pad(self, x: Tensor) -> Tensor:
         n, edges = self.margin, self.edges
@@ -143,8 +146,8 @@ class _ChannelNorm(nn.LayerNorm):
     """Every place normalised over its channels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) -> the same."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        """(N, channels, H, W) -> the same, in the precision of the weights."""
+        return super().forward(x.movedim(1, -1).to(self.weight.dtype)).movedim(-1, 1)
 
 
 class _Block(nn.Module):
@@ -158,4 +161,4 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """x (N, channels, H, W), level (N, embedding)."""
-        return x + self.conv2(F.silu(self.conv1(self.norm(x + self.project(level)[:, :, None, None]))))
+        return x + self.conv2(F.silu(self.conv1(self.norm(x + self.project(level)[:, :, None, None].to(x.dtype)))))
