@@ -135,7 +135,9 @@ class ZonalWhitening(Whitening):
         rr, ri, ir, ii = (flat @ right).reshape(waves, M, 4, -1).unbind(2)
         a, b = middle(torch.cat([rr + ii, ir - ri], dim=-1)).chunk(2, dim=-1)
         weights = torch.cat([a, -b, b, a], dim=-1).reshape(waves, 2 * M, -1)
-        modes = torch.baddbmm(floor * flat, weights, left).reshape(modes.shape).permute(1, 2, 0, 3).flatten(1, 2)
+        # In place: baddbmm would copy what it adds to.
+        product = (weights @ left).addcmul_(floor, flat)
+        modes = product.reshape(modes.shape).permute(1, 2, 0, 3).flatten(1, 2)
         return (modes.mT @ self.synthesis).reshape(x.shape)
 
     def color(self, u: Tensor) -> Tensor:
