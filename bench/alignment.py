@@ -13,15 +13,15 @@ One JSON line per density, method and package. The change of an aligned package 
 relative to the reference's, with the 90 % interval of a paired block bootstrap over the dates. Scores of a case are
 kept as it is done, so that an interrupted run goes on.
 
-    python bench/alignment.py runs/nature lsda_fast/data/demo/package --aligned A=runs/A F=runs/F P=runs/P M=runs/M \\
+    python -m bench.alignment runs/nature lsda_fast/data/demo/package --aligned A=runs/A F=runs/F P=runs/P M=runs/M \\
         --output bench/results/alignment.jsonl
 """
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bench.cases.kept import kept
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.errors import InputError
@@ -89,7 +90,6 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     packages = {name: Package.load(path) for name, path in paths.items()}
     hashes = {name: package_hash(path)[:12] for name, path in paths.items()}
     nature = open_states(str(arguments.nature / "states_*.nc"))
-    arguments.work.mkdir(parents=True, exist_ok=True)
     reference = packages["reference"]
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
@@ -108,12 +108,8 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
                     # Without observations it is one analysis at every density.
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
                     file = "_".join(map(str, (twin.number, seen, method, hashes[name], *what))) + ".json"
-                    kept = arguments.work / file
-                    if not kept.exists():
-                        scores = score(package, METHODS[method], twin, observations, arguments)
-                        kept.with_suffix(".partial").write_text(json.dumps(scores))
-                        os.replace(kept.with_suffix(".partial"), kept)
-                    yield twin.number, fraction, method, name, json.loads(kept.read_text())
+                    case = partial(score, package, METHODS[method], twin, observations, arguments)
+                    yield twin.number, fraction, method, name, kept(arguments.work / file, case)
         print(f"state {twin.number + 1} of {arguments.states}", flush=True)
 
 

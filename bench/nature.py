@@ -6,7 +6,7 @@ outgoing long-wave radiation are those of the state's own time step, not means. 
 of days is one netCDF file, written atomically beside the model's checkpoint. The generator has its own environment
 (``make nature-env``).
 
-    python bench/nature.py --output runs/nature --days 720 --spin-up 90
+    python bench/nature.py --output runs/nature --days 1090 --spin-up 90
 
 JAX-GCM: Cambridge Environmental Intelligence, Apache-2.0; SPEEDY: Molteni (2003), doi:10.1007/s00382-002-0268-2.
 """
@@ -108,7 +108,7 @@ def main() -> None:
     """Run or resume the nature run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the chunks and the checkpoint")
-    parser.add_argument("--days", type=int, default=720, help="days to keep, after the spin-up")
+    parser.add_argument("--days", type=int, default=1090, help="days to keep, after the spin-up")
     parser.add_argument("--spin-up", type=int, default=90, help="days to discard while eddies grow")
     parser.add_argument("--chunk", type=int, default=10, help="days per file and per checkpoint")
     arguments = parser.parse_args()

@@ -51,7 +51,7 @@ def category(name: str) -> str:
 def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members: int) -> dict[str, Any]:
     """Shares and seconds of one analysis."""
     guidance, steps = METHODS["LO-SDA"]
-    sampler = Sampler(guidance, steps=steps, block=4)
+    sampler = Sampler(guidance, steps=steps)
 
     def run(clock: Callable[[], float] = time.process_time) -> float:
         begin = clock()

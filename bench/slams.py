@@ -16,17 +16,19 @@ number of modalities, over all windows; the tables last.
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.cases.slams import DEGRADATIONS, WAYS, Extras, Way, analysed, scores, starts, truth_of
+from bench.cases.kept import kept
+from bench.cases.slams import DEGRADATIONS, WAYS, Extras, Truth, Way, analysed, scores, starts, truth_of
 from lsda_fast.datasets import open_states
+from lsda_fast.degradations import Degradation
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
@@ -105,23 +107,24 @@ def run_cases(
 ) -> Iterator[tuple[str, Column, dict[str, Any]]]:
     """Degradation, way and modalities, scores; from disk where done."""
     data = open_states(str(arguments.nature / "states_*.nc"))
-    arguments.work.mkdir(parents=True, exist_ok=True)
     first = starts(pd.DatetimeIndex(data["time"].values), arguments.period, arguments.states, arguments.windows)
     for number, start in enumerate(first):
         for column, (way, package, digest) in columns.items():
-            truth, M = None, arguments.members[column[0]]
+            truth, M = cache(partial(truth_of, package, data, start, arguments.states)), arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
                 file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(degradation, way, M)}.json"
-                kept = arguments.work / file
-                if not kept.exists():
-                    truth = truth or truth_of(package, data, start, arguments.states)
-                    states, seconds = analysed(package, way, column[1], truth, degradation, members=M, seed=start)
-                    found = scores(package, states, truth) | {"seconds": seconds, "members": M}
-                    kept.with_suffix(".partial").write_text(json.dumps(found))
-                    os.replace(kept.with_suffix(".partial"), kept)
-                yield name, column, json.loads(kept.read_text())
+                case = partial(measured, package, way, column[1], truth, degradation, members=M, seed=start)
+                yield name, column, kept(arguments.work / file, case)
         print(f"window {number + 1} of {len(first)}", flush=True)
+
+
+def measured(
+    package: Package, way: Way, count: int, truth: Callable[[], Truth], degradation: Degradation, **how: int
+) -> dict[str, Any]:
+    """Scores and seconds of one window."""
+    states, seconds = analysed(package, way, count, truth(), degradation, **how)
+    return scores(package, states, truth()) | {"seconds": seconds, "members": how["members"]}
 
 
 def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[str, Any]]]) -> dict[str, Any]:
