@@ -71,7 +71,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", nargs="+", default=[], metavar="[WAY=]MEMBERS", help="4 if not given")
     parser.add_argument("--period", nargs=2, default=PERIOD, metavar=("FIRST", "LAST"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/slams"), help="folder of finished cases")
+    parser.add_argument("--work", type=Path, default=Path("runs/slams.cases"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     for option, (read, accepted) in NUMBERS.items():
