@@ -7,6 +7,7 @@ the members (what an analysis of one member would have) and their mean:
 - mse, mse_mean: normalised, area-weighted mean square error; wrmse_<channel>: of the members, in the channel's units
 - variance: of the members, normalised: what accuracy is bought with where it falls faster than mse_mean
 - forecast: normalised mean square error of the members' 48-hour forecasts by the package's own model
+- excess: that less the error of the forecast from the truth itself, which no analysis can be without
 - physics: the mean reward ``physics`` (or another, --physics) of the members
 
 One JSON line per density, method and package. The change of an aligned package is that of the mean over the cases,
@@ -93,6 +94,9 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     reference = packages["reference"]
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
+        what = (*arguments.period, arguments.states)
+        file = "_".join(map(str, (twin.number, "truth", hashes["reference"], *what))) + ".json"
+        least = kept(arguments.work / file, partial(least_forecast, reference, twin))["forecast"]
         for fraction in FRACTIONS:
             observations = column_observations(
                 x,
@@ -104,13 +108,27 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
             )
             for method in arguments.methods:
                 for name, package in packages.items():
-                    what = (arguments.members, arguments.physics, *arguments.period, arguments.states)
                     # Without observations it is one analysis at every density.
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
-                    file = "_".join(map(str, (twin.number, seen, method, hashes[name], *what))) + ".json"
+                    key = (twin.number, seen, method, hashes[name], arguments.members, arguments.physics, *what)
+                    file = "_".join(map(str, key)) + ".json"
                     case = partial(score, package, METHODS[method], twin, observations, arguments)
-                    yield twin.number, fraction, method, name, kept(arguments.work / file, case)
+                    scores = kept(arguments.work / file, case)
+                    yield twin.number, fraction, method, name, scores | {"excess": scores["forecast"] - least}
         print(f"state {twin.number + 1} of {arguments.states}", flush=True)
+
+
+def least_forecast(package: Package, twin: Twin) -> Scores:
+    """The error of the forecast from the truth."""
+    start, later = (package.layout.to_array(x) for x in (forecast(package, twin.truth, lead=HOURS), twin.later))
+    square = mean_square(package, start.reshape(later.shape) - later)
+    return {"forecast": float((square / np.asarray(package.normalization.std) ** 2).mean())}
+
+
+def mean_square(package: Package, errors: np.ndarray) -> np.ndarray:
+    """Over the grid, (..., C)."""
+    weights = package.layout.grid.area_weights[:, None]
+    return np.mean(errors**2 * weights, axis=(-2, -1)) / weights.mean()
 
 
 def score(
@@ -130,7 +148,7 @@ def score(
     analysis = assimilate(twin.background, observations, members=arguments.members, seed=twin.number).analysis
     seconds = time.perf_counter() - begin
     layout = package.layout
-    std, weights = np.asarray(package.normalization.std), layout.grid.area_weights[:, None]
+    std, square = np.asarray(package.normalization.std), partial(mean_square, package)
     states = {
         "analysis": layout.to_array(analysis),
         "truth": layout.to_array(twin.truth),
@@ -139,7 +157,6 @@ def score(
         "background": layout.to_array(twin.background),
     }
     errors = states["analysis"] - states["truth"]
-    square = lambda e: np.mean(e**2 * weights, axis=(-2, -1)) / weights.mean()  # noqa: E731
     per_channel = square(errors).mean(0)
     tensors = {name: package.normalize(value) for name, value in states.items()}
     when = twin.truth["time"].values.astype("datetime64[ns]")
@@ -167,8 +184,8 @@ def summarise(cases: Sequence[tuple[int, float, str, str, Scores]], names: list[
                 table, base = pd.DataFrame(mine[name]), pd.DataFrame(mine["reference"])
                 mean = table.mean()
                 row: dict[str, Any] = {"bench": "alignment", "observed": fraction, "method": method, "package": name}
-                kept = ("mse", "mse_mean", "variance", "forecast", "physics", "seconds")
-                row |= {key: float(mean[key]) for key in kept}
+                told = ("mse", "mse_mean", "variance", "forecast", "excess", "physics", "seconds")
+                row |= {key: float(mean[key]) for key in told}
                 row["wrmse"] = {k.removeprefix("mse_"): float(v**0.5) for k, v in mean.items() if _is_channel(k)}
                 row["states"] = len(table)
                 if name != "reference":
@@ -190,7 +207,7 @@ def change(scores: pd.Series, reference: pd.Series, root: bool) -> list[float]:
 
 def _brief(row: dict[str, Any]) -> dict[str, str]:
     """The changes that the targets are about, in per cent with their intervals."""
-    shown = {k: row.get("change", {}).get(k) for k in ("mse", "forecast", "physics")}
+    shown = {k: row.get("change", {}).get(k) for k in ("mse", "forecast", "excess", "physics")}
     return {
         f"{k} %": "" if v is None else f"{100 * v[0]:+.2f} ({100 * v[1]:+.2f}..{100 * v[2]:+.2f})"
         for k, v in shown.items()
