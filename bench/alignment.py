@@ -7,7 +7,7 @@ the members (what an analysis of one member would have) and their mean:
 - mse, mse_mean: normalised, area-weighted mean square error; wrmse_<channel>: of the members, in the channel's units
 - variance: of the members, normalised: what accuracy is bought with where it falls faster than mse_mean
 - forecast: normalised mean square error of the members' 48-hour forecasts by the package's own model
-- excess: that less the error of the forecast from the truth itself, which no analysis can be without
+- excess: that less the error of the forecast from the truth, by the reference's model, which alignment leaves alone
 - physics: the mean reward ``physics`` (or another, --physics) of the members
 
 One JSON line per density, method and package. The change of an aligned package is that of the mean over the cases,
@@ -94,8 +94,8 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     reference = packages["reference"]
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
-        what = (*arguments.period, arguments.states)
-        file = "_".join(map(str, (twin.number, "truth", hashes["reference"], *what))) + ".json"
+        when = str(twin.truth["time"].values.astype("datetime64[h]"))
+        file = "_".join((when, "truth", hashes["reference"])) + ".json"
         least = kept(arguments.work / file, partial(least_forecast, reference, twin))["forecast"]
         for fraction in FRACTIONS:
             observations = column_observations(
@@ -110,7 +110,7 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
                 for name, package in packages.items():
                     # Without observations it is one analysis at every density.
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
-                    key = (twin.number, seen, method, hashes[name], arguments.members, arguments.physics, *what)
+                    key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics)
                     file = "_".join(map(str, key)) + ".json"
                     case = partial(score, package, METHODS[method], twin, observations, arguments)
                     scores = kept(arguments.work / file, case)
@@ -201,7 +201,7 @@ def _is_channel(score: Any) -> bool:
 def change(scores: pd.Series, reference: pd.Series, root: bool) -> list[float]:
     """The mean over the cases relative to the reference's less 1, and its interval; of its square root where asked."""
     # The bootstrap is of root mean squares.
-    found = np.array(paired_bootstrap(np.sqrt(scores), np.sqrt(reference)))
+    found = np.array(paired_bootstrap(np.sqrt(scores.clip(lower=0)), np.sqrt(reference.clip(lower=0))))
     return [round(float(value), 5) for value in (found if root else found**2) - 1]
 
 

@@ -332,8 +332,8 @@ def test_the_benchmark_compares_packages_and_goes_on(
     bench.main(command)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 2 * 2 * 3
-    # Three states and two packages: Repaint at two densities, ObsFree once for both.
-    assert len(list((tmp_path / "work").iterdir())) == 3 * 2 * (2 + 1)
+    # Three states and two packages: Repaint at two densities, ObsFree once for both; and forecasts of the truths.
+    assert len(list((tmp_path / "work").iterdir())) == 3 * 2 * (2 + 1) + 3
     for row in rows:
         assert row["states"] == 3
         assert row["wrmse"].keys() == {"z500", "t850"}
@@ -348,6 +348,7 @@ def test_the_benchmark_compares_packages_and_goes_on(
         elif row["package"] == "A":
             reference = next(r for r in rows if (r["observed"], r["method"]) == (row["observed"], row["method"]))
             assert row["change"]["mse"][0] == pytest.approx(row["mse"] / reference["mse"] - 1, abs=1e-5)
+            assert row["forecast"] - row["excess"] == pytest.approx(reference["forecast"] - reference["excess"])
             shrunk = row["wrmse"]["z500"] / reference["wrmse"]["z500"] - 1
             assert row["change"]["mse_z500"][0] == pytest.approx(shrunk, abs=1e-5)
     monkeypatch.setattr(bench, "score", lambda *_: pytest.fail("done again"))

@@ -7,6 +7,7 @@ import torch
 
 from lsda_fast.errors import InputError
 from lsda_fast.models import WINDOWS, StationaryTrajectories, WindowUNet, build
+from lsda_fast.models.precision import lowered
 from lsda_fast.models.window_input import window_input
 
 
@@ -39,3 +40,24 @@ def test_window_networks(name, settings, prediction, shape):
 def test_kernels_that_have_no_margin_on_both_sides_are_refused(kernel):
     with pytest.raises(InputError, match="accepted is an odd one of at least 3"):
         WindowUNet((2, 3, 8), kernel=kernel)
+
+
+def test_images_stay_in_the_lower_precision_from_one_convolution_to_the_next():
+    """Of a lowered network and under autocast alike; what is answered is in the precision of what was given."""
+    network = WindowUNet((2, 6, 8), size=3, hidden=[8, 16]).requires_grad_(False)
+    low, x, level = lowered(network, torch.bfloat16), torch.randn(4, 3, 2, 6, 8), torch.rand(4)
+    want, u, seen = network.predict(x, level), torch.randn_like(x), []
+    for block in (*low.down, *low.up):
+        block[0].register_forward_hook(lambda _, given, answer: seen.append((given[0].dtype, answer.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = network.predict(x, level)
+    for found in (low.predict(x, level), trained):
+        assert found.dtype == torch.float32
+        assert (found - want).norm() < 0.02 * want.norm()
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    products = [
+        (torch.func.jvp(f, (x,), (u,))[1], torch.func.vjp(f, x)[1](u)[0])
+        for f in (lambda x: low.predict(x, level), lambda x: network.predict(x, level))
+    ]
+    for found, exact in zip(*products):
+        assert (found - exact).norm() < 0.03 * exact.norm()

@@ -21,7 +21,6 @@ __all__ = [
     "TransformerBlock",
     "level_embedding",
     "multiplied_in",
-    "padded_convolution",
     "passes",
 ]
 
@@ -63,7 +62,7 @@ def padded_convolution(conv: nn.Conv2d, x: Tensor, pad: Callable[[Tensor], Tenso
 
 
 def multiplied_in(conv: nn.Conv2d, device: str) -> torch.dtype:
-    """The precision of its products on a type of device, autocast's where that is on."""
+    """The precision of a convolution's products on a type of device: autocast's where that is on."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
 
 

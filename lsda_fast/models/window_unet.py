@@ -6,7 +6,7 @@ latents and (64, 128, 256) for states, 3 blocks a level, kernels of 3, 64 number
 padding that is circular in both directions. ``circular=False`` pads as the grid is: over the date line and the poles.
 
 With matrix products in a lower precision (``models.precision``, autocast) images stay in it from one convolution to the
-next, sums included; norms are float32.
+next, activations and sums included; norms are float32.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,8 @@ class WindowUNet(nn.Module):
                 x = block(x, level)
             x = self.norms[i](x)
             if i > 0:
-                x = self.tails[i](F.interpolate(x, size=grids[i - 1].shape[2:])) + grids[i - 1]
+                low = x.to(grids[i - 1].dtype)  # a copy of a quarter of the size
+                x = self.tails[i](F.interpolate(low, size=grids[i - 1].shape[2:])) + grids[i - 1]
         return self.tails[0](x).unflatten(1, (self.size, -1)).to(scaled.dtype)
 
 
