@@ -33,7 +33,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 
-PERIOD = ("2001-12-01", "2002-03-31")
+PERIOD = ("2001-12-01", "2002-03-20")
 SCORES = ("wasserstein", "rmse", "member_rmse", "crps")
 
 Column = tuple[str, int]
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = columns_of(arguments)
     cases = list(run_cases(columns, arguments))
     rows = [
-        summary(name, column, cases) | told(way) for name in arguments.cases for column, (way, *_) in columns.items()
+        summary(name, column, cases) | told(way) | {"period": list(arguments.period)}
+        for name in arguments.cases
+        for column, (way, *_) in columns.items()
     ]
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
