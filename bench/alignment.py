@@ -39,7 +39,7 @@ from lsda_fast.guidance import DPS, GaussNewton, Guidance, LatentOptimization, O
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 from lsda_fast.twin import Twin, column_observations, twins
-from lsda_fast.verification import paired_bootstrap
+from lsda_fast.verification import normalized_rmse, paired_bootstrap
 
 METHODS: dict[str, tuple[Guidance, int]] = {
     "ObsFree": (ObsFree(), 8),
@@ -120,15 +120,9 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
 
 def least_forecast(package: Package, twin: Twin) -> Scores:
     """The error of the forecast from the truth."""
-    start, later = (package.layout.to_array(x) for x in (forecast(package, twin.truth, lead=HOURS), twin.later))
-    square = mean_square(package, start.reshape(later.shape) - later)
-    return {"forecast": float((square / np.asarray(package.normalization.std) ** 2).mean())}
-
-
-def mean_square(package: Package, errors: np.ndarray) -> np.ndarray:
-    """Over the grid, (..., C)."""
-    weights = package.layout.grid.area_weights[:, None]
-    return np.mean(errors**2 * weights, axis=(-2, -1)) / weights.mean()
+    layout, std = package.layout, package.normalization.std
+    start, later = (layout.to_array(x) for x in (forecast(package, twin.truth, lead=HOURS), twin.later))
+    return {"forecast": normalized_rmse(start, later, layout.grid.area_weights, std) ** 2}
 
 
 def score(
@@ -148,7 +142,7 @@ def score(
     analysis = assimilate(twin.background, observations, members=arguments.members, seed=twin.number).analysis
     seconds = time.perf_counter() - begin
     layout = package.layout
-    std, square = np.asarray(package.normalization.std), partial(mean_square, package)
+    std, weights = np.asarray(package.normalization.std), layout.grid.area_weights[:, None]
     states = {
         "analysis": layout.to_array(analysis),
         "truth": layout.to_array(twin.truth),
@@ -157,6 +151,7 @@ def score(
         "background": layout.to_array(twin.background),
     }
     errors = states["analysis"] - states["truth"]
+    square = lambda e: np.mean(e**2 * weights, axis=(-2, -1)) / weights.mean()  # noqa: E731
     per_channel = square(errors).mean(0)
     tensors = {name: package.normalize(value) for name, value in states.items()}
     when = twin.truth["time"].values.astype("datetime64[ns]")

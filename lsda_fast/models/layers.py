@@ -4,7 +4,7 @@ Attention is written out, because forward-mode derivatives need it: flash kernel
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,17 +52,14 @@ class GeoConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, inputs, H, W) -> (M, outputs, H, W)."""
-        return padded_convolution(self.conv, x, lambda low: geo_pad(low, *self.pad))
+        # Padded in the precision that is multiplied in: half the copies where that is the lower one.
+        answer = self.conv(geo_pad(x.to(multiplied_in(self.conv)), *self.pad))
+        return answer if torch.is_autocast_enabled(x.device.type) else answer.to(x.dtype)
 
 
-def padded_convolution(conv: nn.Conv2d, x: Tensor, pad: Callable[[Tensor], Tensor]) -> Tensor:
-    """conv(pad(x)), padded in the precision that is multiplied in: half the copies where that is the lower one."""
-    answer = conv(pad(x.to(multiplied_in(conv, x.device.type))))
-    return answer if torch.is_autocast_enabled(x.device.type) else answer.to(x.dtype)
-
-
-def multiplied_in(conv: nn.Conv2d, device: str) -> torch.dtype:
-    """The precision of a convolution's products on a type of device: autocast's where that is on."""
+def multiplied_in(conv: nn.Conv2d) -> torch.dtype:
+    """The precision of a convolution's products: autocast's where that is on."""
+    device = conv.weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
 
 

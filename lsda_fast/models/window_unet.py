@@ -133,7 +133,7 @@ class _Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H', W'), in the precision that is multiplied in."""
-        return self.conv(self._pad(x.to(multiplied_in(self.conv, x.device.type))))
+        return self.conv(self._pad(x.to(multiplied_in(self.conv))))
 
     def _pad(self, x: Tensor) -> Tensor:
         n, edges = self.margin, self.edges
