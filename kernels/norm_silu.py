@@ -7,9 +7,9 @@ Layer normalisation has a mean for every token; group normalisation (Wu & He 201
 member and group of channels. With D = diag(a silu'(p)) and P v = (v - mean(v) - n mean(n v)) / sqrt(variance + eps),
 which is its own transpose, the JVP is D P and the VJP P D. The value leaves the statistics of each slice, its mean and
 1 / sqrt(variance + eps), from which both find n again. The gradients of a and b, and their tangents, are plain torch
-and cost nothing where nobody asks. Sums are in float64 in native code. Half precision is computed in float32, on the
-CPU in plain torch, and a, b and the statistics are float32 islands: the weights and the modulation may be of either
-precision. A member is the same in any company. There are no second derivatives.
+and cost nothing where nobody asks. Sums are in float64 in native code. Half precision is computed in float32 (float16
+on the CPU in plain torch), and a, b and the statistics are float32 islands: the weights and the modulation may be of
+either precision. A member is the same in any company. There are no second derivatives.
 
 Where a convolution follows, y and the JVP are made with the margins that ``geo_pad`` would give them, and the VJP is of
 what has them: in C++ in the same pass.
@@ -37,6 +37,7 @@ __all__ = ["norm_silu", "norm_silu_products"]
 
 LAYOUTS = ("tokens", "planes", "last")
 PRODUCTS = ("value", "jvp", "vjp")
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def norm_silu(
@@ -129,6 +130,8 @@ def _run(product: str, out: Tensor, kept: Tensor, t: Tensor, x: Tensor, a: Tenso
 
 
 def _limits(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, *rest: Any) -> str:
+    if torch.promote_types(x.dtype, torch.float32) != a.dtype or a.dtype != b.dtype:
+        return f"{a.dtype} and {b.dtype} beside {x.dtype}; C++ takes float32 beside bfloat16, else all alike"
     if not last or x.shape[1] * groups == 1:
         return ""
     width, most = a.shape[1] // groups, native.load().code.build_info()["columns"]
@@ -145,7 +148,7 @@ VALUE = Operation(
     reference=norm_reference,
     empty=_value_empty,
     natives={
-        "cpu": Native(lambda out, x, *rest: _run("value", *out, x, x, *rest), _limits),
+        "cpu": Native(lambda out, x, *rest: _run("value", *out, x, x, *rest), _limits, CPU_DTYPES, mixed=True),
         "triton": Native(triton.fill("norm_silu"), _row_limits, triton.DTYPES, mixed=True),
     },
 )
@@ -160,7 +163,7 @@ def _derivative(product: str, of: str, reference: Callable[..., Tensor], empty: 
         reference=reference,
         empty=empty,
         natives={
-            "cpu": Native(run, lambda t, x, kept, *rest: _limits(x, *rest)),
+            "cpu": Native(run, lambda t, x, kept, *rest: _limits(x, *rest), CPU_DTYPES, mixed=True),
             "triton": Native(triton.fill(f"norm_silu_{product}"), _row_limits, triton.DTYPES, mixed=True),
         },
     )

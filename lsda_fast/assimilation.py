@@ -77,8 +77,9 @@ class Assimilation:
         See ``engine.backend``; ``assimilator.backend`` says which was taken, and why; ``engine.execution``, whether
         blocks are captured as CUDA graphs.
     precision : {"float32", "bfloat16"}
-        Of the matrix products of denoiser and observed decoder (``models.precision``); ``bfloat16`` with the fused
-        backend alone, on processors with matrix units for it. States are decoded in the package's own precision.
+        Of the matrix products of denoiser and observed decoder (``models.precision``), and beside it that of the
+        decoder's stand-in (float32 with ``bfloat16``, else float64); ``bfloat16`` with the fused backend alone, on
+        processors with matrix units for it. States are decoded in the package's own precision.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def flat(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 def same_bits(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> bool:
     """Equal as bits: NaN is itself, and -0 is not 0."""
-    kinds = {torch.float32: torch.int32, torch.float64: torch.int64}
+    kinds = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
     return all(
         torch.equal(x.view(kinds[x.dtype]), y.view(kinds[y.dtype])) for x, y in zip(flat(a), flat(b), strict=True)
     )

@@ -10,9 +10,11 @@ from torch import nn
 
 from lsda_fast.demo import built_in_package
 from lsda_fast.models import IdentityAutoencoder, build_autoencoder
+from lsda_fast.models.decoder_derivatives import feature_derivatives
 from lsda_fast.models.head import Head
 from lsda_fast.models.layers import GeoConv2d
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
+from lsda_fast.models.precision import lowered
 from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.observations.operators import ObservationOperator, StackedOperator, StencilOperator
 from lsda_fast.prior import Derivative, Differentiable, Linearization, Scaling, observe
@@ -142,6 +144,21 @@ def test_the_derivatives_by_hand_are_the_derivatives(settings, dtype, tolerance)
         assert_same(decoder.decode, own, operator, z, tolerance)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "5 x 5, global"])  # whose slopes jump (ReLU)
+def test_the_derivatives_of_a_lowered_decoder_are_near_and_adjoint_and_answer_in_full(name):
+    decoder, g = model(MODELS[name], torch.float32), torch.Generator().manual_seed(2)
+    z, v = torch.randn(2, 3, *decoder.latent_shape, generator=g)
+    with torch.no_grad():
+        low = feature_derivatives(lowered(decoder, torch.bfloat16), z)
+        for exact, near in zip(feature_derivatives(decoder, z), low, strict=True):
+            u = torch.randn(exact.value.shape, generator=g)
+            products = near.jvp(v), near.vjp(u)
+            for a, b in ((exact.value, near.value), (exact.jvp(v), products[0]), (exact.vjp(u), products[1])):
+                assert b.dtype == torch.float32
+                assert (a - b).norm() <= 0.02 * a.norm()
+            assert abs((u * products[0]).sum() - (products[1] * v).sum()) <= 2**-8 * u.norm() * products[0].norm()
+
+
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_the_whole_state_has_the_derivatives_by_hand(settings):
     decoder = model(settings)
@@ -199,6 +216,7 @@ def test_a_package_observes_through_its_head_when_asked(whitened):
     z = torch.randn(2, *package.latent_shape, generator=torch.Generator().manual_seed(5))
     dtype = torch.float64 if whitened else torch.float32
     assert plain.tangent_dtype == fast.tangent_dtype == dtype
+    assert package.prior(x_b, fused=True, precision=torch.bfloat16).tangent_dtype == torch.float32
     for own, z_own in ((lambda prior: prior.decode, z), (lambda prior: prior.tangent(prior.evaluations), z.to(dtype))):
         expected, value = (observe(own(prior), operator)(z_own) - operator.offset for prior in (plain, fast))
         assert value.dtype == expected.dtype == z_own.dtype

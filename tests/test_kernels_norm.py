@@ -221,16 +221,50 @@ def test_any_strides(checks):
         torch.testing.assert_close(gated_residual_norm(branch, view), gated_residual_norm(branch, x))
 
 
-def test_bfloat16_is_computed_in_float32(checks):
-    x = draw(3, 50, 64).bfloat16()
-    exact = F.silu(F.layer_norm(x.double(), (64,)))
-    y = norm_silu(x)
-    assert y.dtype == torch.bfloat16
-    assert torch.equal(y, F.silu(F.layer_norm(x.float(), (64,))).bfloat16())
-    assert (y.double() - exact).abs().max() <= (F.silu(F.layer_norm(x, (64,))).double() - exact).abs().max()
-    v = draw(3, 50, 64, seed=1).bfloat16()
-    assert torch.func.jvp(norm_silu, (x,), (v,))[1].dtype == torch.bfloat16
-    y, n = gated_residual_norm(x, v, gate=v[:, 0])
+@pytest.mark.parametrize("pad", EDGES[:3], ids=str)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
+def test_bfloat16_is_computed_in_float32(checks, form, pad):
+    n = pad[0] if pad else 0
+    x, v = (draw(3, 12, 5, 7, seed=s).bfloat16().contiguous(memory_format=form) for s in (0, 1))
+    u = draw(3, 12, 5 + 2 * n, 7 + 2 * n, seed=2).bfloat16().contiguous(memory_format=form)
+    weight, bias = draw(12, seed=3).float(), draw(12, seed=4).float()
+
+    def run(dtype):
+        y, jvp, vjp = norm_silu_products(x.to(dtype), weight, bias, groups=4, pad=pad)
+        return [y, jvp(v.to(dtype)), vjp(u.to(dtype))]
+
+    exact, first = run(torch.float64), None
+    for implementation, isa in [("reference", None), *(("cpu", isa) for isa in checks.isas())]:
+        with kernels.use(implementation, isa=isa), checks.poisoned():
+            found, single = run(torch.bfloat16), run(torch.float32)
+        # Rounded once, as torch does; of the VJP what comes between its two factors too.
+        assert checks.same_bits(found[:2], [t.bfloat16() for t in single[:2]])
+        assert found[2].dtype == torch.bfloat16
+        assert (found[2].double() - exact[2]).norm() <= 2**-8 * exact[2].norm()
+        if implementation == "cpu":
+            first = first or found
+            assert checks.same_bits(found, first)
+
+
+def test_bfloat16_keeps_what_is_no_number(checks):
+    checks.isas()
+    x = torch.ones(2, 8, dtype=torch.bfloat16)
+    x[1, 3] = torch.nan
+    with kernels.use("cpu"):
+        y = norm_silu(x)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+def test_native_norms_take_float32_weights_beside_bfloat16_and_no_others(checks):
+    checks.isas()
+    x = draw(2, 8).bfloat16()
+    with kernels.trace() as taken:
+        norm.VALUE(x[:, None], *torch.ones(2, 1, 8), 1, True, True, [], EPS)
+        norm.VALUE(x[:, None], *torch.ones(2, 1, 8).bfloat16(), 1, True, True, [], EPS)
+    assert [choice.implementation for choice in taken] == ["cpu", "reference"]
+    assert taken[1].reason.endswith("C++ takes float32 beside bfloat16, else all alike")
+    y, n = gated_residual_norm(x, x, gate=x)
     assert (y.dtype, n.dtype) == (torch.bfloat16, torch.bfloat16)
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // lsda_fast._cpu: the operations on addresses and sizes. The ending _32 or _64 says what the addresses of real numbers
-// point to.
+// point to, and _16 that those of images and tokens point to bfloat16.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -130,25 +130,25 @@ void adam_step(Address v, Address m, Address s, Address v0, Address m0, Address 
       lsda::bind::adam_params<T>(v, m, s, v0, m0, s0, gradient, rate, spread, beta1, beta2, eps, decay, size), threads);
 }
 
-template <class T>
+template <class T, class S>
 void norm(int product, Address out, Address kept, Address t, Address x, Address a, Address b, int64_t members,
           int64_t share, int64_t groups, int64_t width, int layout, bool silu, double eps, int64_t rows,
           int64_t columns, int64_t margin, bool periodic, bool north, bool south, bool torus, int threads) {
-  lsda::cpu::norm<T>({at<T>(out),
-                      at<T>(kept),
-                      at<T>(t),
-                      at<T>(x),
-                      at<T>(a),
-                      at<T>(b),
-                      members,
-                      share,
-                      groups,
-                      width,
-                      {rows, columns, margin, periodic, north, south, torus},
-                      eps,
-                      static_cast<lsda::Layout>(layout),
-                      silu},
-                     static_cast<lsda::Product>(product), threads);
+  lsda::cpu::norm<T, S>({at<S>(out),
+                         at<T>(kept),
+                         at<S>(t),
+                         at<S>(x),
+                         at<T>(a),
+                         at<T>(b),
+                         members,
+                         share,
+                         groups,
+                         width,
+                         {rows, columns, margin, periodic, north, south, torus},
+                         eps,
+                         static_cast<lsda::Layout>(layout),
+                         silu},
+                        static_cast<lsda::Product>(product), threads);
 }
 
 template <class T>
@@ -198,8 +198,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("cg_step_64", &cg_step<double>, unlocked);
   module.def("adam_step_32", &adam_step<float>, unlocked);
   module.def("adam_step_64", &adam_step<double>, unlocked);
-  module.def("norm_32", &norm<float>, unlocked);
-  module.def("norm_64", &norm<double>, unlocked);
+  module.def("norm_16", &norm<float, lsda::Bfloat16>, unlocked);
+  module.def("norm_32", &norm<float, float>, unlocked);
+  module.def("norm_64", &norm<double, double>, unlocked);
   module.def("gated_norm_32", &gated_norm<float>, unlocked);
   module.def("gated_norm_64", &gated_norm<double>, unlocked);
   module.def("geo_pad_16", &geo_pad<uint16_t>, unlocked);

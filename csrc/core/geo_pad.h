@@ -64,7 +64,7 @@ LSDA_INLINE void add_pixels(Pixel pixel, T* out, const T* in, int64_t count) {
   const int64_t runs = pixel.length == pixel.stride ? 1 : count, length = pixel.length * (runs == 1 ? count : 1);
   for (int64_t i = 0; i < runs; ++i, out += pixel.stride, in += pixel.stride) {
 #pragma omp simd
-    for (int64_t k = 0; k < length; ++k) out[k] += in[k];
+    for (int64_t k = 0; k < length; ++k) out[k] = out[k] + in[k];
   }
 }
 

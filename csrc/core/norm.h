@@ -17,10 +17,12 @@ namespace lsda {
 // y, and the products of its derivative.
 enum class Product : int { value, jvp, vjp };
 
-template <class T>
+// The numbers of images and tokens are kept as S and worked on as T.
+template <class T, class S = T>
 struct NormParams {
-  T *out, *kept;                          // kept: (members, groups, 2), of the value or for a derivative
-  const T *t, *x;                         // what a derivative is applied to; x
+  S* out;
+  T* kept;                                // (members, groups, 2), of the value or for a derivative
+  const S *t, *x;                         // what a derivative is applied to; x
   const T *a, *b;                         // (members / share, groups width)
   int64_t members, share, groups, width;  // width: channels of a group
   Frame frame;                            // the places of a channel; one row of them where nothing is padded
@@ -39,8 +41,8 @@ struct Part : Piece<L, T> {
 };
 
 // Slices [first, last): one, or some of one member.
-template <Layout L, class T>
-LSDA_INLINE void locate(Part<L, T>& part, const NormParams<T>& a, int64_t first, int64_t last) {
+template <Layout L, class T, class S>
+LSDA_INLINE void locate(Part<L, T>& part, const NormParams<T, S>& a, int64_t first, int64_t last) {
   const int64_t member = first / a.groups, channel = first % a.groups * a.width, channels = a.groups * a.width;
   const int64_t places = a.frame.places(), padded = a.frame.padded_rows() * a.frame.padded_columns();
   part.affine = member / a.share * channels + channel;
@@ -68,8 +70,8 @@ LSDA_INLINE void locate(Part<L, T>& part, const NormParams<T>& a, int64_t first,
 constexpr int64_t kTogether = 32;
 
 // out = P t, of known moments.
-template <Layout L, class T>
-LSDA_INLINE void project(Piece<L, T>& piece, T* out, const T* t, const T* x) {
+template <Layout L, class T, class S>
+LSDA_INLINE void project(Piece<L, T>& piece, S* out, const S* t, const S* x) {
   constexpr bool many = Piece<L, T>::kColumnar;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
   const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0];
@@ -84,8 +86,8 @@ LSDA_INLINE void project(Piece<L, T>& piece, T* out, const T* t, const T* x) {
 }
 
 // out = y, or D t, of the numbers of `pixels` places, all of one channel, or of those of a token.
-template <bool kSilu, bool kSlope, Layout L, class T>
-LSDA_INLINE void activate(const Piece<L, T>& piece, T* out, const T* t, const T* x, const T* a, const T* b,
+template <bool kSilu, bool kSlope, Layout L, class T, class S>
+LSDA_INLINE void activate(const Piece<L, T>& piece, S* out, const S* t, const S* x, const T* a, const T* b,
                           int64_t pixels) {
   constexpr bool many = Piece<L, T>::kColumnar, run = Piece<L, T>::kRun;
   const T *mean = piece.mean, *scale = piece.scale;
@@ -106,8 +108,8 @@ LSDA_INLINE void activate(const Piece<L, T>& piece, T* out, const T* t, const T*
 }
 
 // out = D P t, likewise.
-template <bool kSilu, Layout L, class T>
-LSDA_INLINE void tangent(const Piece<L, T>& piece, T* out, const T* t, const T* x, const T* a, const T* b,
+template <bool kSilu, Layout L, class T, class S>
+LSDA_INLINE void tangent(const Piece<L, T>& piece, S* out, const S* t, const S* x, const T* a, const T* b,
                          int64_t pixels) {
   constexpr bool many = Piece<L, T>::kColumnar, run = Piece<L, T>::kRun;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
@@ -124,8 +126,8 @@ LSDA_INLINE void tangent(const Piece<L, T>& piece, T* out, const T* t, const T* 
 }
 
 // out = D t of a row, and its sums where columns have theirs.
-template <bool kSilu, Layout L, class T>
-LSDA_INLINE void weigh(Part<L, T>& part, T* out, const T* t, const T* x, const T* a, const T* b, int64_t pixels) {
+template <bool kSilu, Layout L, class T, class S>
+LSDA_INLINE void weigh(Part<L, T>& part, S* out, const S* t, const S* x, const T* a, const T* b, int64_t pixels) {
   if (!Piece<L, T>::kColumnar) return activate<kSilu, true>(part, out, t, x, a, b, pixels);
   for (int64_t i = 0; i < pixels; i += kTogether) {
     const int64_t count = smaller(kTogether, pixels - i), k = i * part.stride;
@@ -135,12 +137,12 @@ LSDA_INLINE void weigh(Part<L, T>& part, T* out, const T* t, const T* x, const T
 }
 
 // An image of the part, row by row: y or D P t with its margins, or D of what is in the rows of t and in its margins.
-template <Product kProduct, bool kSilu, Layout L, class T>
-LSDA_INLINE void image(Part<L, T>& part, const Frame& f, T* out, const T* t, const T* x, const T* a, const T* b) {
+template <Product kProduct, bool kSilu, Layout L, class T, class S>
+LSDA_INLINE void image(Part<L, T>& part, const Frame& f, S* out, const S* t, const S* x, const T* a, const T* b) {
   const int64_t step = f.columns * part.pixel.stride, pitch = f.padded_columns() * part.pixel.stride;
-  T* to = kProduct == Product::vjp ? out : out + f.margin * (pitch + part.pixel.stride);
+  S* to = kProduct == Product::vjp ? out : out + f.margin * (pitch + part.pixel.stride);
   for (int64_t row = 0; row < f.rows; ++row, x += step) {
-    const T* from = t + row * step;
+    const S* from = t + row * step;
     if (kProduct == Product::vjp) {
       if (f.margin) fold_line(f, part.pixel, to, t, row);
       weigh<kSilu>(part, to, f.margin ? to : from, x, a, b, f.columns);
@@ -159,12 +161,12 @@ LSDA_INLINE void image(Part<L, T>& part, const Frame& f, T* out, const T* t, con
 }
 
 // Slices of one member, found by `locate`.
-template <Product kProduct, bool kSilu, Layout L, class T>
-LSDA_INLINE void norm_part(Part<L, T>& part, const NormParams<T>& p) {
+template <Product kProduct, bool kSilu, Layout L, class T, class S>
+LSDA_INLINE void norm_part(Part<L, T>& part, const NormParams<T, S>& p) {
   constexpr bool back = kProduct == Product::vjp;
   const int64_t plain = p.frame.places(), padded = p.frame.padded_rows() * p.frame.padded_columns();
-  T* out = p.out + (back ? part.plain : part.padded);
-  const T *x = p.x + part.plain, *t = p.t + (back ? part.padded : part.plain);
+  S* out = p.out + (back ? part.plain : part.padded);
+  const S *x = p.x + part.plain, *t = p.t + (back ? part.padded : part.plain);
   const T *a = p.a + part.affine, *b = p.b + part.affine;
   if (kProduct == Product::value) {
     statistics(part, x, p.eps);
@@ -191,8 +193,8 @@ LSDA_INLINE void norm_part(Part<L, T>& part, const NormParams<T>& p) {
   project(part, out, out, x);
 }
 
-template <Product kProduct, bool kSilu, Layout L, class T>
-LSDA_INLINE void norm_slices(const NormParams<T>& p, int64_t first, int64_t last) {
+template <Product kProduct, bool kSilu, Layout L, class T, class S>
+LSDA_INLINE void norm_slices(const NormParams<T, S>& p, int64_t first, int64_t last) {
   Part<L, T> part;
   const int64_t step = L == Layout::last ? last - first : 1;
   for (int64_t slice = first; slice < last; slice += step) {
@@ -201,8 +203,8 @@ LSDA_INLINE void norm_slices(const NormParams<T>& p, int64_t first, int64_t last
   }
 }
 
-template <Product kProduct, class T>
-LSDA_INLINE void norm_product(const NormParams<T>& p, int64_t first, int64_t last) {
+template <Product kProduct, class T, class S>
+LSDA_INLINE void norm_product(const NormParams<T, S>& p, int64_t first, int64_t last) {
   switch (p.layout) {
     case Layout::tokens:
       return p.silu ? norm_slices<kProduct, true, Layout::tokens>(p, first, last)
@@ -216,18 +218,18 @@ LSDA_INLINE void norm_product(const NormParams<T>& p, int64_t first, int64_t las
   }
 }
 
-template <class T>
-LSDA_INLINE void norm_value(const NormParams<T>& p, int64_t first, int64_t last) {
+template <class T, class S>
+LSDA_INLINE void norm_value(const NormParams<T, S>& p, int64_t first, int64_t last) {
   norm_product<Product::value>(p, first, last);
 }
 
-template <class T>
-LSDA_INLINE void norm_jvp(const NormParams<T>& p, int64_t first, int64_t last) {
+template <class T, class S>
+LSDA_INLINE void norm_jvp(const NormParams<T, S>& p, int64_t first, int64_t last) {
   norm_product<Product::jvp>(p, first, last);
 }
 
-template <class T>
-LSDA_INLINE void norm_vjp(const NormParams<T>& p, int64_t first, int64_t last) {
+template <class T, class S>
+LSDA_INLINE void norm_vjp(const NormParams<T, S>& p, int64_t first, int64_t last) {
   norm_product<Product::vjp>(p, first, last);
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/base.h"
+#include "core/bfloat16.h"
 
 namespace lsda {
 
@@ -32,16 +33,16 @@ struct Piece {
   LSDA_INLINE int64_t slots() const { return kColumnar ? length : 1; }
 };
 
-template <class T>
-LSDA_INLINE void add_term(double& one, double& two, T g, T x, double shift, double origin) {
+template <class S>
+LSDA_INLINE void add_term(double& one, double& two, S g, S x, double shift, double origin) {
   const double d = static_cast<double>(g) - shift;
   one += d;
   two += d * (static_cast<double>(x) - origin);
 }
 
 // Columns: adds g - g0 to s1 and (g - g0) (x - x0) to s2, of so many runs. Four at a time, in their order.
-template <bool kShift, Layout L, class T>
-LSDA_INLINE void accumulate(Piece<L, T>& piece, const T* g, const T* x, int64_t runs) {
+template <bool kShift, Layout L, class T, class S>
+LSDA_INLINE void accumulate(Piece<L, T>& piece, const S* g, const S* x, int64_t runs) {
   double *s1 = piece.s1, *s2 = piece.s2, *origin = piece.origin;
   const int64_t n = piece.length, stride = piece.stride;
   for (; runs >= 4; runs -= 4, g += 4 * stride, x += 4 * stride) {
@@ -79,8 +80,8 @@ LSDA_INLINE void gather(Piece<L, T>& piece) {
 }
 
 // s1 = sum (g - g0), s2 = sum (g - g0) (x - x0) of each slice, where x0 is `origin` and g0 the same or zero.
-template <bool kShift, Layout L, class T>
-LSDA_INLINE void sums(Piece<L, T>& piece, const T* g, const T* x) {
+template <bool kShift, Layout L, class T, class S>
+LSDA_INLINE void sums(Piece<L, T>& piece, const S* g, const S* x) {
   constexpr int64_t kLanes = 16;
   if (Piece<L, T>::kColumnar) {
     clear(piece);
@@ -108,8 +109,8 @@ LSDA_INLINE void sums(Piece<L, T>& piece, const T* g, const T* x) {
 }
 
 // mean and scale = 1 / sqrt(variance + eps) of each slice.
-template <Layout L, class T>
-LSDA_INLINE void statistics(Piece<L, T>& piece, const T* x, double eps) {
+template <Layout L, class T, class S>
+LSDA_INLINE void statistics(Piece<L, T>& piece, const S* x, double eps) {
   for (int64_t c = 0; c < piece.slots(); ++c) piece.origin[c] = static_cast<double>(x[c / piece.width * piece.width]);
   sums<true>(piece, x, x);
   const double n = static_cast<double>(piece.size);
@@ -153,8 +154,8 @@ LSDA_INLINE void average(Piece<L, T>& piece) {
   }
 }
 
-template <Layout L, class T>
-LSDA_INLINE void moments(Piece<L, T>& piece, const T* t, const T* x) {
+template <Layout L, class T, class S>
+LSDA_INLINE void moments(Piece<L, T>& piece, const S* t, const S* x) {
   centre(piece);
   sums<false>(piece, t, x);
   average(piece);

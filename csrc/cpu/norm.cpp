@@ -27,8 +27,8 @@ void shares(int64_t count, int64_t row, int64_t most, int threads, const F& f) {
 
 constexpr int64_t at_least_one(int64_t n) { return n < 1 ? 1 : n; }
 
-template <class T, class F>
-void slices(const NormParams<T>& a, int threads, const F& f) {
+template <class T, class S, class F>
+void slices(const NormParams<T, S>& a, int threads, const F& f) {
   const int64_t count = a.members * a.groups, size = a.width * a.frame.places();
   threads = useful_threads(threads, count * size);
   if (a.layout != Layout::last) return shares(count, count, at_least_one(kBlock / size), threads, f);
@@ -39,8 +39,8 @@ void slices(const NormParams<T>& a, int threads, const F& f) {
 
 }  // namespace
 
-template <class T>
-void norm(const NormParams<T>& a, Product product, int threads) noexcept {
+template <class T, class S>
+void norm(const NormParams<T, S>& a, Product product, int threads) noexcept {
   if (a.members * a.groups * a.width * a.frame.places() == 0) return;
   slices(a, threads, [&](int64_t first, int64_t last) {
     switch (product) {
@@ -71,6 +71,7 @@ void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept 
 }
 
 template void norm(const NormParams<float>&, Product, int) noexcept;
+template void norm(const NormParams<float, Bfloat16>&, Product, int) noexcept;
 template void norm(const NormParams<double>&, Product, int) noexcept;
 template void gated_norm(const GatedParams<float>&, Product, int) noexcept;
 template void gated_norm(const GatedParams<double>&, Product, int) noexcept;

@@ -41,8 +41,9 @@ void cg_step(const CgParams<T>& a, int threads) noexcept;
 template <class T>
 void adam_step(const AdamParams<T>& a, int threads) noexcept;
 
-template <class T>
-void norm(const NormParams<T>& a, Product product, int threads) noexcept;
+// Of bfloat16 too, in float.
+template <class T, class S>
+void norm(const NormParams<T, S>& a, Product product, int threads) noexcept;
 
 template <class T>
 void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept;

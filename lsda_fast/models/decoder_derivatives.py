@@ -48,8 +48,11 @@ def _(module: ConvolutionalAutoencoder, z: Tensor) -> tuple[Derivative, ...]:
         lambda h: _expanded(module.expand, module.patch, h),
         lambda h: derivative(module.fine, h),
     ]
-    features = chain(_last(z), steps)
-    return (Derivative(features.value, lambda v: features.jvp(_last(v)), lambda u: features.vjp(_last(u))),)
+    # From here to the features in the precision of the products: in a lower one memory is half as wide too.
+    low = lambda t: _last(t.to(module.expand.weight.dtype))  # noqa: E731
+    features = chain(low(z), steps)
+    jvp, vjp = (lambda t, f=f: f(low(t)).to(t.dtype) for f in (features.jvp, features.vjp))
+    return (Derivative(features.value.to(z.dtype), jvp, vjp),)
 
 
 @feature_derivatives.register

@@ -64,7 +64,7 @@ def analysis_prior(
         "denoise": denoise,
         "decode": _decoder(package.autoencoder, latent, path),
         "tangent": _tangent(package, z_b, path),
-        "tangent_dtype": _tangent_dtype(package),
+        "tangent_dtype": _tangent_dtype(package, path),
         "inputs": (z_b, *prepared, *latent.tensors),
         "dtype": package.dtype,
         "device": package.device,
@@ -177,9 +177,12 @@ def _linear_gaussian(z_t: Tensor, level: Level) -> Tensor:
     return to_clean("wiener", torch.zeros_like(z_t), z_t, level)
 
 
-def _tangent_dtype(package: "Package") -> torch.dtype:
-    """Of the products with the decoder's stand-in: float64 where no other covariance stands between them."""
-    return torch.float64 if package.whitened else package.dtype
+def _tangent_dtype(package: "Package", path: NetworkPath) -> torch.dtype:
+    """Of the products with the decoder's stand-in: float64 where no other covariance stands between them.
+
+    Beside networks in a lower precision the package's own does: its rounding is then the smaller one.
+    """
+    return torch.float64 if package.whitened and path.precision == package.dtype else package.dtype
 
 
 def _tangent(
@@ -190,14 +193,16 @@ def _tangent(
     if not count:
         return None
     color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
-    dtype = _tangent_dtype(package)
+    dtype = _tangent_dtype(package, path)
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
         grid, model = package.layout.grid, package.autoencoder
         decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
         u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
         fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles, dtype=dtype)
-        wide = whitening.wide_coloring() if package.whitened and isinstance(whitening, Whitening) else None
+        wide = None
+        if package.whitened and isinstance(whitening, Whitening) and dtype == torch.float64:
+            wide = whitening.wide_coloring()
         return _decoder(fitted, _latent(package, None, wide), path)
 
     return once(make)

@@ -19,16 +19,18 @@ void moments(int64_t width, int64_t places, const F& f, double& mean, double& sc
   scale = 1.0 / std::sqrt(squares / n + 1e-5);
 }
 
-template <class T>
+// Of numbers that are kept as S.
+template <class T, class S = T>
 void normalisation(lsda::Layout layout, int64_t rows, int64_t share, int64_t groups, int64_t width, lsda::Frame frame,
                    bool silu, int threads) {
   const int64_t channels = groups * width, places = frame.places(), affine = rows / share * channels;
   const int64_t size = rows * channels * places, padded = frame.padded_rows() * frame.padded_columns();
-  auto x = random<T>(size), t = random<T>(size), a = random<T>(affine), b = random<T>(affine);
-  auto u = random<T>(rows * channels * padded);
-  Block<T> y(rows * channels * padded), jvp(rows * channels * padded), vjp(size), kept(2 * rows * groups);
-  const auto run = [&](T* out, const T* of, lsda::Product product) {
-    lsda::cpu::norm<T>(
+  auto x = random<S>(size), t = random<S>(size), u = random<S>(rows * channels * padded);
+  auto a = random<T>(affine), b = random<T>(affine);
+  Block<S> y(rows * channels * padded), jvp(rows * channels * padded), vjp(size);
+  Block<T> kept(2 * rows * groups);
+  const auto run = [&](S* out, const S* of, lsda::Product product) {
+    lsda::cpu::norm<T, S>(
         {out, kept.get(), of, x.get(), a.get(), b.get(), rows, share, groups, width, frame, 1e-5, layout, silu},
         product, threads);
   };
@@ -61,7 +63,7 @@ void normalisation(lsda::Layout layout, int64_t rows, int64_t share, int64_t gro
     }
   }
   // Both products: P D and D P are each other's transpose, and so are padding and folding.
-  expect(close(static_cast<T>(forward), back, sum), "the products of norm");
+  expect(within<S>(forward, back, sum), "the products of norm");
 }
 
 template <class T>
@@ -104,7 +106,7 @@ void stream(int64_t rows, int64_t share, int64_t channels, bool gated, int threa
       back += left * dx[i] + right * dbranch[i];
     }
   }
-  expect(close(static_cast<T>(forward), back, sum), "the products of the stream");
+  expect(within<T>(forward, back, sum), "the products of the stream");
 }
 
 template <class T>
@@ -125,6 +127,8 @@ void normalisations(int threads) {
       normalisation<T>(Layout::planes, 2, 1, 2, 5, frame, flag, threads);
       normalisation<T>(Layout::last, 3, 3, 4, 6, frame, flag, threads);
       normalisation<T>(Layout::last, 1, 1, 3, 300, frame, flag, threads);
+      normalisation<float, lsda::Bfloat16>(Layout::planes, 2, 1, 2, 5, frame, flag, threads);
+      normalisation<float, lsda::Bfloat16>(Layout::last, 3, 3, 4, 6, frame, flag, threads);
     }
     stream<T>(300, 100, 37, flag, threads);
     stream<T>(3, 1, 5000, flag, threads);
