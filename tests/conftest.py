@@ -81,6 +81,12 @@ def checks() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def fitted() -> Any:
+    """A model of trajectories fitted to travelling waves, and these."""
+    return _load("travelling_waves").fitted_waves()
+
+
+@pytest.fixture(scope="session")
 def azula() -> SimpleNamespace:
     """The peer's modules; what needs them is skipped, and says so, where it cannot be imported."""
     names = (

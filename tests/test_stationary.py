@@ -5,12 +5,7 @@ import torch
 
 from lsda_fast.errors import InputError
 from lsda_fast.models import StationaryTrajectories
-from tests.travelling_waves import SHAPE, dense, fitted_waves, waves
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return fitted_waves()
+from tests.travelling_waves import SHAPE, dense, waves
 
 
 @pytest.mark.parametrize("zonal", [True, False])

@@ -24,17 +24,12 @@ from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
 from lsda_fast.prior import Derivative
 from lsda_fast.sampler import Sampler
 from lsda_fast.trajectory import Window
-from tests.travelling_waves import SHAPE, dense, fitted_waves, waves
+from tests.travelling_waves import SHAPE, dense, waves
 
 GRID = Grid(np.array([60.0, 0.0, -60.0]), np.arange(8) * 45.0)
 LAYOUT = StateLayout(GRID, (Channel("z", 500.0, "m2 s-2"), Channel("t", 850.0, "K")))
 UNITS = Normalization(np.zeros(2), np.ones(2))
 SMALL = {"latent_shape": list(SHAPE), "hidden": [8, 16], "blocks": 1}
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return fitted_waves()
 
 
 def package_of(model, network=None, prediction="wiener") -> Package:

@@ -1,7 +1,5 @@
 """Travelling waves: latents whose covariance in space and time is known, and a model fitted to them."""
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +27,6 @@ def waves(N: int, seed: int = 0) -> torch.Tensor:
     return (torch.stack(z) + noise + 2.0).reshape(N, *SHAPE)
 
 
-@cache
 def fitted_waves() -> tuple[StationaryTrajectories, Tensor]:
     """The model, fitted to two runs of 4,000 states in all, and these states standardised."""
     z = waves(4000)
