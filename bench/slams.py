@@ -33,7 +33,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 
-PERIOD = ("2001-12-01", "2002-03-20")
+PERIOD = ("2001-12-01", "2002-03-31")
 SCORES = ("wasserstein", "rmse", "member_rmse", "crps")
 
 Column = tuple[str, int]

@@ -229,6 +229,20 @@ def test_an_anchor_at_the_reference_analyses_makes_those_of_other_dates_likelier
     assert scores["held_out_loss"] < 0  # the preference's part is never negative
 
 
+def test_a_share_of_the_change_lies_between_the_reference_and_the_whole_of_it(world: World, tmp_path: Path) -> None:
+    config = small(optimization={**SMALL["optimization"], "share": 0.25})
+    package = align(
+        world.parent, world.states, config, tmp_path / "package", candidates_from=Path(f"{world.aligned}.work")
+    )
+    reference, whole, part = (
+        p.modules["denoiser"].state_dict() for p in (Package.load(world.parent), world.package, package)
+    )
+    for name, start in reference.items():
+        torch.testing.assert_close(part[name], 0.75 * start + 0.25 * whole[name])
+    scores = [p.provenance["alignments"][0]["scores"] for p in (world.package, package)]
+    assert scores[0]["held_out_loss"] < scores[1]["held_out_loss"] < np.log(2)
+
+
 def test_draws_are_further_backgrounds_of_the_same_dates(world: World) -> None:
     parent = Package.load(world.parent)
     one, two = (load_states(world.states, parent, small(dates=3, draws=draws)) for draws in (1, 2))

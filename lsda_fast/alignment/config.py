@@ -103,6 +103,9 @@ class AlignmentOptimization(Optimization):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="The loss is a small difference of errors, which bfloat16 products drown in rounding."
     )
+    share: float = Field(
+        1.0, gt=0, le=1, description="The aligned weights lie so far on the way from the reference's to the last ones."
+    )
 
 
 class AlignmentConfig(Section):

@@ -1,5 +1,8 @@
 """The fine-tuning of a denoiser on preference pairs, in full or by low-rank updates, held to its frozen reference.
 
+With a ``share`` below 1 the aligned weights lie between the reference's and those that were reached (Wortsman et al.
+2022, arXiv:2109.01903): further along a better direction, and back, keeps more of what the reference knew.
+
 LoRA (Hu et al. 2021, arXiv:2106.09685) by ``peft`` on the linear layers: W + (alpha / r) B A, B zero to begin with,
 added into plain weights at the end. The embedding is left alone, because its weight is read past its ``forward``.
 """
@@ -83,8 +86,16 @@ def align_denoiser(
 
     scores = dict(zip(("held_out_loss_at_start", "held_out_accuracy_at_start"), validation(module)))
     work.stage(module, "denoiser", run)
+    _interpolate(module, reference, config.optimization.share)
     scores |= dict(zip(("held_out_loss", "held_out_accuracy"), validation(module)))
     return module, scores
+
+
+@torch.no_grad()
+def _interpolate(module: nn.Module, reference: nn.Module, share: float) -> None:
+    """The module's weights become reference + share (own - reference)."""
+    for own, other in zip(module.parameters(), reference.parameters()):
+        own.lerp_(other, 1 - share)
 
 
 def _low_rank(module: nn.Module, config: LoraConfig, seed: int) -> Any:
