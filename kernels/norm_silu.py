@@ -138,6 +138,12 @@ def _limits(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, *rest: Any
     return f"groups of {width} channels that lie last; C++ takes up to {most}" if width > most else ""
 
 
+def _derivative_limits(t: Tensor, x: Tensor, kept: Tensor, a: Tensor, *rest: Any) -> str:
+    if t.dtype != x.dtype or kept.dtype != a.dtype:
+        return f"{t.dtype} beside {x.dtype}, statistics of {kept.dtype} beside {a.dtype}; C++ takes them alike"
+    return _limits(x, a, *rest)
+
+
 def _row_limits(x: Tensor, *rest: Any) -> str:
     return "" if x[:1].numel() < 2**31 else f"rows of {x[:1].numel()} elements; Triton takes fewer than 2^31"
 
@@ -163,7 +169,7 @@ def _derivative(product: str, of: str, reference: Callable[..., Tensor], empty: 
         reference=reference,
         empty=empty,
         natives={
-            "cpu": Native(run, lambda t, x, kept, *rest: _limits(x, *rest), CPU_DTYPES, mixed=True),
+            "cpu": Native(run, _derivative_limits, CPU_DTYPES, mixed=True),
             "triton": Native(triton.fill(f"norm_silu_{product}"), _row_limits, triton.DTYPES, mixed=True),
         },
     )

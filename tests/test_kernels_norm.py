@@ -264,6 +264,11 @@ def test_native_norms_take_float32_weights_beside_bfloat16_and_no_others(checks)
         norm.VALUE(x[:, None], *torch.ones(2, 1, 8).bfloat16(), 1, True, True, [], EPS)
     assert [choice.implementation for choice in taken] == ["cpu", "reference"]
     assert taken[1].reason.endswith("C++ takes float32 beside bfloat16, else all alike")
+    _, jvp, _ = norm_silu_products(x)
+    with kernels.trace() as taken:
+        wide = jvp(x.float())
+    assert [choice.implementation for choice in taken] == ["reference"]
+    torch.testing.assert_close(wide, jvp(x), rtol=2**-7, atol=1e-3)
     y, n = gated_residual_norm(x, x, gate=x)
     assert (y.dtype, n.dtype) == (torch.bfloat16, torch.bfloat16)
 
