@@ -246,6 +246,19 @@ def test_bfloat16_is_computed_in_float32(checks, form, pad):
             assert checks.same_bits(found, first)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+def test_tokens_in_bfloat16_are_nearer_than_torchs(checks, implementation):
+    checks.isas()
+    x, v = draw(3, 50, 64).bfloat16(), draw(3, 50, 64, seed=1).bfloat16()
+    exact = F.silu(F.layer_norm(x.double(), (64,)))
+    with kernels.use(implementation):
+        y, dy = torch.func.jvp(norm_silu, (x,), (v,))
+    assert (y.dtype, dy.dtype) == (torch.bfloat16, torch.bfloat16)
+    if implementation == "reference":
+        assert torch.equal(y, F.silu(F.layer_norm(x.float(), (64,))).bfloat16())
+    assert (y.double() - exact).abs().max() <= (F.silu(F.layer_norm(x, (64,))).double() - exact).abs().max()
+
+
 def test_bfloat16_keeps_what_is_no_number(checks):
     checks.isas()
     x = torch.ones(2, 8, dtype=torch.bfloat16)
