@@ -66,6 +66,14 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--correct", nargs="+", default=[], metavar="[WAY=]ROUNDS", help="Langevin, if not its own")
     parser.add_argument("--start", nargs="+", default=[], metavar="[WAY=]TIME", help="of the first level, if not 1")
     parser.add_argument("--low", nargs="+", default=[], choices=list(WAYS), metavar="WAY", help="networks in bfloat16")
+    parser.add_argument(
+        "--limit",
+        nargs="+",
+        default=[],
+        choices=("pixel", "published"),
+        metavar="WAY",
+        help="bound the gradient's steps",
+    )
     parser.add_argument("--cases", nargs="+", default=list(DEGRADATIONS), choices=list(DEGRADATIONS), metavar="CASE")
     parser.add_argument("--modalities", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--windows", type=int, default=10)
@@ -154,6 +162,7 @@ def told(way: Way) -> dict[str, Any]:
         "steps": way.sampler["steps"],
         "start": way.sampler.get("start", 1.0),
         "corrections": corrector.rounds if corrector else 0,
+        "limit": getattr(way.sampler["guidance"], "limit", False),
         "precision": "bfloat16" if way.low else "float32",
     }
 
@@ -167,7 +176,7 @@ def table(rows: Sequence[dict[str, Any]], score: str, order: Sequence[str]) -> p
 
 
 def _settings(way: Way, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The way's sampler, with the levels, the first of them and the corrections that were asked for."""
+    """The way's sampler, with the levels, the first of them, the corrections and the limit that were asked for."""
     settings = dict(way.sampler)
     for option in ("steps", "start"):
         if name in getattr(arguments, option):
@@ -175,6 +184,8 @@ def _settings(way: Way, name: str, arguments: argparse.Namespace) -> dict[str, A
     if name in arguments.correct and settings.get("corrector"):
         rounds = arguments.correct[name]
         settings["corrector"] = replace(settings["corrector"], rounds=rounds) if rounds else None
+    if name in arguments.limit:
+        settings["guidance"] = replace(settings["guidance"], limit=True)
     return settings
 
 

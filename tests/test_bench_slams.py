@@ -66,7 +66,7 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     aided = package(tmp_path / "slams2", "slams", (), (RAIN, OLR))
     command = [
         tmp_path / "nature", "--pixel", pixel, "--published", bare, aided, "--ours", ours,
-        "--steps", "pixel=2", "published=2", "ours=1", "--correct", "pixel=0", "--low", "published",
+        "--steps", "pixel=2", "published=2", "ours=1", "--correct", "pixel=0", "--low", "published", "--limit", "published",
         "--cases", "coarsen 8", "gap 4", "noise 4",
         "--windows", 2, "--states", 5, "--members", 2, "published=1", "--period", "2001-12-01", "2001-12-05",
         "--work", tmp_path / "work", "--output", tmp_path / "slams.jsonl",
@@ -77,9 +77,10 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert set(zip(rows["way"], rows["modalities"])) == columns
     assert len(rows) == 3 * len(columns)
     assert set(rows["windows"]) == {2}
-    how = rows.groupby("way")[["steps", "corrections", "precision"]].first()
-    assert list(how.loc["pixel"]) == [2, 0, "float32"]
-    assert list(how.loc["published"]) == [2, 1, "bfloat16"]
+    how = rows.groupby("way")[["steps", "corrections", "precision", "limit"]].first()
+    assert list(how.loc["pixel"]) == [2, 0, "float32", True]
+    assert list(how.loc["published"]) == [2, 1, "bfloat16", True]
+    assert not slams.WAYS["published"].sampler["guidance"].limit
     assert dict(zip(rows["way"], rows["members"])) == {"pixel": 2, "published": 1, "ours": 2}
     for row in rows.to_dict("records"):
         assert list(row["wasserstein_by_level"]) == ["t850", "t500"]
