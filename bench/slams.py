@@ -2,8 +2,8 @@
 
 Temperature profiles of windows of states from degraded fields (``bench.cases.slams``): pixel SDA, the published latent
 setting, and ours. Scored are the state's channels in units of their climatological spread: the paper's metric
-(Wasserstein distance of the values, mean over levels), RMSE of the ensemble mean and of the members (which does not
-depend on how many there are), CRPS, and the seconds that the members of a window take together.
+(Wasserstein distance of the values, mean over levels), RMSE of the ensemble mean and of the members, which are draws
+and compared as such whatever their number, CRPS, and the seconds that the members of a window take together.
 Packages are given by path: one for any number of modalities, or several, of which each serves its own number of them.
 
 Scores of a case are kept as it is done, so that an interrupted run goes on. One JSON line per degradation, way and
@@ -117,13 +117,15 @@ def run_cases(
 ) -> Iterator[tuple[str, Column, dict[str, Any]]]:
     """Degradation, way and modalities, scores; from disk where done."""
     data = open_states(str(arguments.nature / "states_*.nc"))
-    first = starts(pd.DatetimeIndex(data["time"].values), arguments.period, arguments.states, arguments.windows)
+    times = pd.DatetimeIndex(data["time"].values)
+    first = starts(times, arguments.period, arguments.states, arguments.windows)
     for number, start in enumerate(first):
         for column, (way, package, digest) in columns.items():
             truth, M = cache(partial(truth_of, package, data, start, arguments.states)), arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
-                file = f"{start}_{arguments.states}_{column[1]}_{digest}_{_digest(degradation, way, M)}.json"
+                key = _digest(degradation, way, M, start, times[0])
+                file = f"{times[start]:%Y%m%dT%H}_{arguments.states}_{column[1]}_{digest}_{key}.json"
                 case = partial(measured, package, way, column[1], truth, degradation, members=M, seed=start)
                 yield name, column, kept(arguments.work / file, case)
         print(f"window {number + 1} of {len(first)}", flush=True)
@@ -134,7 +136,8 @@ def measured(
 ) -> dict[str, Any]:
     """Scores and seconds of one window."""
     states, seconds = analysed(package, way, count, truth(), degradation, **how)
-    return scores(package, states, truth()) | {"seconds": seconds, "members": how["members"]}
+    opposite = way.sampler["guidance"].antithetic and how["members"] > 1
+    return scores(package, states, truth(), opposite=opposite) | {"seconds": seconds, "members": how["members"]}
 
 
 def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[str, Any]]]) -> dict[str, Any]:

@@ -12,6 +12,10 @@ and cases:
 Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2014 (fair scores); the metric of SLAMS
 (Qu et al. 2024), exact in one dimension, without area weights. Where the truth is
 missing (NaN) nothing is scored; a member missing elsewhere is refused.
+
+These hold for members that are independent draws. Of draws in pairs of opposite noise (``opposite``: the first two, the
+next two, ...) the CRPS leaves the distances within pairs out, sum_mn over different pairs / (2 M (M-2)); one pair alone,
+x +- d, has that of a Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum.
 """
 
 import numpy as np
@@ -69,7 +73,7 @@ def mae(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray
     return weighted_mean(np.abs(checked_errors(estimate, truth, weights)), weights)
 
 
-def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, opposite: bool = False) -> np.ndarray:
     """Fair continuous ranked probability score, (C,), in the units of the fields.
 
     Parameters
@@ -77,13 +81,14 @@ def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarra
     ensemble : (M, ..., C, H, W); one member gives the mean absolute error.
     truth : (..., C, H, W).
     weights : (H,) area weights.
+    opposite : members are pairs of opposite noise.
 
     Raises
     ------
     InputError
-        As `rmse`; members that are not finite are named by number.
+        As `rmse`; members that are not finite are named by number; an odd number of members in pairs.
     """
-    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True)), weights)
+    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True), opposite), weights)
 
 
 def wasserstein(ensemble: ArrayLike, truth: ArrayLike) -> np.ndarray:
@@ -231,14 +236,19 @@ def ensemble_variance(errors: np.ndarray) -> np.ndarray:
     return errors.var(axis=0, ddof=1)
 
 
-def crps_field(errors: np.ndarray) -> np.ndarray:
-    """Fair CRPS at each cell from the errors (M, ...); the sum over pairs needs only a sort."""
+def crps_field(errors: np.ndarray, opposite: bool = False) -> np.ndarray:
+    """Fair CRPS at each cell from the errors (M, ...); the sum over all distances needs only a sort."""
     M = len(errors)
     score = np.abs(errors).mean(0)
-    if M > 1:
-        order = (2 * np.arange(M) - M + 1) / (M * (M - 1))
-        score -= np.tensordot(order, np.sort(errors, axis=0), axes=1)
-    return score
+    if opposite and M % 2:
+        raise InputError(f"{M} members came in pairs of opposite noise, an even number is accepted")
+    if M == 1:
+        return score
+    within = np.abs(errors[::2] - errors[1::2]).sum(0) if opposite else 0.0
+    if opposite and M == 2:
+        return score - within / 8**0.5
+    distances = np.tensordot(2.0 * np.arange(M) - M + 1, np.sort(errors, axis=0), axes=1)
+    return score - (distances - within) / (M * (M - 2 if opposite else M - 1))
 
 
 def checked_std(std: ArrayLike, C: int) -> np.ndarray:

@@ -144,7 +144,14 @@ class Scores:
         return frame
 
 
-def by_lead(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: ArrayLike | None = None) -> pd.DataFrame:
+def by_lead(
+    ensemble: ArrayLike,
+    truth: ArrayLike,
+    weights: ArrayLike,
+    std: ArrayLike | None = None,
+    *,
+    opposite: bool = False,
+) -> pd.DataFrame:
     """RMSE of the mean and CRPS for every state of a window.
 
     Parameters
@@ -153,6 +160,7 @@ def by_lead(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: Arra
     truth : (T, C, H, W)
     weights : (H,) area weights.
     std : (C,) scale of the channels; their own units when not given.
+    opposite : members are pairs of opposite noise.
 
     Returns
     -------
@@ -163,7 +171,7 @@ def by_lead(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: Arra
     mean = ensemble.mean(0)
     rows = {
         "rmse": np.stack([rmse(x, y, weights) for x, y in zip(mean, truth)]) / scale,
-        "crps": np.stack([crps(x, y, weights) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
+        "crps": np.stack([crps(x, y, weights, opposite=opposite) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
     }
     frames = {name: pd.DataFrame(values) for name, values in rows.items()}
     return pd.concat(frames, axis=1).rename_axis(index="state", columns=("score", "channel"))

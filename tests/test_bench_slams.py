@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import slams
-from bench.cases.slams import DEGRADATIONS, Extras, starts
+from bench.cases.slams import DEGRADATIONS, Extras, Truth, scores, starts
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
@@ -99,6 +99,25 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     slams.main([str(argument) for argument in command])
 
 
+@pytest.mark.parametrize("members", [1, 2, 4])
+def test_members_are_draws_whatever_their_number(tmp_path: Path, members: int) -> None:
+    """Error and CRPS of a member of ours, whose draws come in opposite pairs, against many ensembles of one."""
+    ours = Package.load(package(tmp_path / "ours", "identity", (RAIN, OLR)))
+    layout, spread = ours.layout, np.asarray(ours.normalization.std)[:, None, None]
+    truth = Truth(np.zeros((1, *layout.shape)), {}, TIMES[:1])
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        y = spread * random.standard_normal((1, *layout.shape))
+        pairs = [spread * random.standard_normal((1, *layout.shape)) for _ in range((members + 1) // 2)]
+        draws = np.stack([sign * draw for draw in pairs for sign in (1, -1)][:members]) - y
+        found.append(scores(ours, draws, truth, opposite=members > 1))
+    member = np.sqrt(np.mean([s["member_rmse"]["t850"] ** 2 for s in found]))
+    crps = np.mean([s["crps"]["t850"] for s in found])
+    assert member == pytest.approx(np.sqrt(2), rel=0.01)
+    assert crps == pytest.approx(2 * np.pi**-0.5 if members == 1 else np.pi**-0.5, rel=0.02)
+
+
 def test_modalities_of_a_package(tmp_path: Path) -> None:
     ours = Package.load(package(tmp_path / "ours", "identity", (RAIN, OLR)))
     extras = Extras.of(ours)
@@ -109,9 +128,9 @@ def test_modalities_of_a_package(tmp_path: Path) -> None:
 
 def test_a_row_is_over_all_windows() -> None:
     """Roots of mean squares, by level and by lead; means of the rest."""
-    scores = ("wasserstein", "rmse", "member_rmse", "crps")
+    names = ("wasserstein", "rmse", "member_rmse", "crps")
     windows = [
-        {score: {"t850": value, "t500": value} for score in scores}
+        {score: {"t850": value, "t500": value} for score in names}
         | {"rmse_by_lead": [value], "crps_by_lead": [value], "seconds": value, "members": 2}
         for value in (1.0, 7.0)
     ]

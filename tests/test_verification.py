@@ -46,6 +46,22 @@ def test_fair_crps_does_not_depend_on_the_number_of_members():
         assert found == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize("M", [2, 4, 8])
+def test_crps_of_opposite_pairs_is_that_of_independent_draws(M):
+    """Of a Gaussian posterior that the truth is drawn from too: 1 / sqrt(pi) of its spread."""
+    random = np.random.default_rng(0)
+    half = random.normal(size=(M // 2, 1, 1, 1, 200_000))
+    pairs = np.concatenate([half, -half], axis=1).reshape(M, 1, 1, -1)
+    truth = random.normal(size=(1, 1, 200_000))
+    assert V.crps(pairs, truth, ONE, opposite=True)[0] == pytest.approx(np.pi**-0.5, rel=0.01)
+    assert V.crps(pairs, truth, ONE)[0] < 0.96 * np.pi**-0.5
+
+
+def test_opposite_pairs_are_an_even_number():
+    with pytest.raises(InputError, match="3 members came in pairs"):
+        V.crps(np.zeros((3, 1, 1, 2)), np.zeros((1, 1, 2)), ONE, opposite=True)
+
+
 def test_crps_of_one_member_is_the_mean_absolute_error():
     random = np.random.default_rng(2)
     x, y = random.normal(size=(2, 3, 4)), random.normal(size=(2, 3, 4))

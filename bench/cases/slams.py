@@ -149,14 +149,18 @@ def analysed(
         else:
             likelihood, sampled = observed, in_latent(prior)
         sampler = Sampler(**_fitting(way.sampler, prior), block=members)
-        z = sampler(sampled, likelihood, members=members, seed=seed).z
+        # Draws: members about the average of their conditional means would be nearer to it.
+        z = sampler(sampled, likelihood, members=members, seed=seed, recenter=False).z
         x = torch.cat([prior.decode(member[None]) for member in z]).unflatten(1, (len(truth.times), -1))
     states = package.denormalize(x)
     return states, time.perf_counter() - begin
 
 
-def scores(package: Package, states: np.ndarray, truth: Truth) -> dict[str, Any]:
-    """Wasserstein distance, RMSE and CRPS of the state's channels, in units of their climatological spread."""
+def scores(package: Package, states: np.ndarray, truth: Truth, *, opposite: bool) -> dict[str, Any]:
+    """Wasserstein distance, RMSE and CRPS of the state's channels, in units of their climatological spread.
+
+    ``opposite``: members are pairs of opposite noise.
+    """
     state = list(Extras.of(package).state)
     weights, std = package.layout.grid.area_weights, np.asarray(package.normalization.std)[state]
     x, y = states[:, :, state], truth.states[:, state]
@@ -165,9 +169,9 @@ def scores(package: Package, states: np.ndarray, truth: Truth) -> dict[str, Any]
         "wasserstein": wasserstein(x, y) / std,
         "rmse": rmse(x.mean(0), y, weights) / std,
         "member_rmse": rmse(x, np.broadcast_to(y, x.shape), weights) / std,
-        "crps": crps(x, y, weights) / std,
+        "crps": crps(x, y, weights, opposite=opposite) / std,
     }
-    leads = by_lead(x, y, weights, std)
+    leads = by_lead(x, y, weights, std, opposite=opposite)
     result: dict[str, Any] = {score: dict(zip(names, values.tolist())) for score, values in found.items()}
     result["rmse_by_lead"] = np.sqrt((leads["rmse"] ** 2).mean(axis=1)).tolist()
     result["crps_by_lead"] = leads["crps"].mean(axis=1).tolist()
