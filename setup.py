@@ -81,10 +81,12 @@ def library_folders(compiler: str) -> list[str]:
 def compile_cuda(folder: Path, depends: list[str]) -> list[str]:
     """The objects of csrc/cuda, from one run of nvcc over all files, if one of them is not up to date."""
     compiler, sources = nvcc(), sorted(glob("csrc/cuda/*.cu"))
+    archs = os.environ.get("LSDA_CUDA_ARCHS", "80;90;100").split(";")
+    folder = folder / "-".join(archs)
     objects = [str(folder / f"{Path(source).stem}.o") for source in sources]
     if not any(newer_group(depends, made, missing="newer") for made in objects):
         return objects
-    *older, newest = os.environ.get("LSDA_CUDA_ARCHS", "80;90;100").split(";")
+    *older, newest = archs
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in older]
     targets.append(f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]")
     host = ["-ccbin", os.environ["CXX"]] if "CXX" in os.environ else []

@@ -55,6 +55,8 @@ def adam_step(
     if not v.shape == m.shape == s.shape == gradient.shape or t < 1:
         shapes = ", ".join(str(tuple(a.shape)) for a in (v, m, s, gradient))
         raise InputError(f"v, m, s, gradient of shapes {shapes}, t = {t}; accepted: one shape, t of at least 1")
+    if out is None:
+        v, m, s, gradient = (t.contiguous() for t in (v, m, s, gradient))
     arguments = (v, m, s, gradient, lr / (1.0 - beta1**t), math.sqrt(1.0 - beta2**t), beta1, beta2, eps, decay)
     return ADAM(*arguments) if out is None else ADAM.into(out, [v.shape] * 3, *arguments)
 

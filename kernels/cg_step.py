@@ -51,7 +51,7 @@ def cg_step(
         shapes = ", ".join(str(tuple(t.shape)) for t in (x, r, p, rr, Ap, limit))
         raise InputError(f"x, r, p, rr, Ap, limit of shapes {shapes}; accepted: (M, ...), rr and limit (M,)")
     if out is None:
-        return CG(x, r, p, rr, Ap, limit)
+        return CG(*(t.contiguous() for t in (x, r, p, rr, Ap, limit)))
     return CG.into(out, [x.shape, x.shape, x.shape, rr.shape], x, r, p, rr, Ap, limit)
 
 

@@ -29,8 +29,9 @@ def first_order(operation: Operation) -> Any:
     def refuse(*_: Any) -> Any:
         raise InputError(f"a derivative of {operation.name}; accepted: first derivatives")
 
+    function: Any
     members = {
-        "vmap": staticmethod(lambda *arguments: more_rows(function, *arguments)),
+        "vmap": staticmethod(lambda *arguments: more_rows(function.apply, *arguments)),
         "forward": staticmethod(operation),
         "setup_context": staticmethod(lambda ctx, inputs, output: None),
         "backward": staticmethod(refuse),
@@ -79,7 +80,7 @@ def more_rows(function: Any, info: Any, dims: tuple, *arguments: Any) -> tuple[A
         rows = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
         return rows.flatten(0, 1).contiguous()
 
-    outputs = function.apply(*map(fold, arguments, dims))
+    outputs = function(*map(fold, arguments, dims))
     if isinstance(outputs, Tensor):
         return outputs.unflatten(0, (info.batch_size, -1)), 0
     return tuple(t.unflatten(0, (info.batch_size, -1)) for t in outputs), (0,) * len(outputs)

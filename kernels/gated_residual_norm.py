@@ -78,7 +78,7 @@ def gated_reference(
     x: Tensor, branch: Tensor, gate: Tensor | None, a: Tensor, b: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """y and n for x and branch (R, C); gate, a and b (A, C)."""
-    y = x + _gated(gate, branch, a)
+    y = (x + _gated(gate, branch, a)).to(x.dtype)
     s = _standard(y, a, b, eps)
     return y, _join(s.a * s.n + s.b, y)
 
@@ -189,7 +189,7 @@ _JVP, _VJP = first_order(JVP), first_order(VJP)
 class _Value(torch.autograd.Function):
     forward = staticmethod(VALUE)
     backward = staticmethod(_backward)
-    vmap = staticmethod(lambda *arguments: more_rows(_Value, *arguments))
+    vmap = staticmethod(lambda *arguments: more_rows(_Value.apply, *arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from lsda_fast.errors import InputError
 from lsda_fast.kernels.derivatives import call, more_rows
 from lsda_fast.kernels.registry import Operation
 
@@ -51,7 +53,9 @@ def _call(operation: Operation, transpose: Call) -> Call:
 
         @staticmethod
         def vmap(info: Any, dims: tuple, u: Tensor, *rest: Any) -> tuple[Any, Any]:
-            return more_rows(Linear, info, dims, u, *rest)
+            if any(dim is not None for dim in tree_leaves(dims[1:])):
+                raise InputError(f"torch.func.vmap over what {operation.name} is told; accepted: over its numbers")
+            return more_rows(lambda u: Linear.apply(u, *rest), info, dims[:1], u)
 
         @staticmethod
         def jvp(ctx: Any, v: Tensor, *_: None) -> Tensor:

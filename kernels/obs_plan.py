@@ -158,6 +158,7 @@ def _jagged_diagonals(index: Tensor, weight: Tensor, cells: int, width: int) -> 
     weights = weight.T.flatten()
     entry, cell = _entries(index, weight)
     touched, which, count = cell.unique_consecutive(return_inverse=True, return_counts=True)
+    touched = touched.long()  # the key below is beyond int32
     rank = torch.arange(len(entry)) - (count.cumsum(0) - count)[which]
 
     # Cells of a tile by their number of entries, most first.

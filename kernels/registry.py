@@ -59,7 +59,8 @@ class Operation:
     reference : callable
         The specification, in plain torch.
     empty : callable
-        The outputs, uninitialised, from the same arguments: the fake implementation too.
+        The outputs, uninitialised, from the same arguments: the fake implementation too. Contiguous, as those of the
+        reference are made.
     natives : mapping of str to Native
         Its native code, by kind.
     """
@@ -163,7 +164,8 @@ class Operation:
     def _run(self, *arguments: Any) -> Any:
         code = self._native(arguments)
         if code is None:
-            return self.reference(*arguments)
+            outputs = self.reference(*arguments)
+            return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(t.contiguous() for t in outputs)
         outputs = self._empty(*arguments)
         code.fill(outputs, *arguments)
         return outputs

@@ -70,7 +70,7 @@ def sampler_step(
         seed = members.new_zeros(1)
     if seed.shape != (1,) or seed.dtype != torch.int64:
         raise InputError(f"a seed {tuple(seed.shape)}, {seed.dtype}; accepted: (1,), int64")
-    return SAMPLER(list(terms), list(coefficients), noise, members, seed, step, stream)
+    return SAMPLER([t.contiguous() for t in terms], list(coefficients), noise, members, seed, step, stream)
 
 
 def sampler_reference(

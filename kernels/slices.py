@@ -49,7 +49,7 @@ def slices_of(
 
     def back(y: Tensor) -> Tensor:
         if groups is None:
-            return y.reshape(len(y) // max(tokens, 1), *shape)
+            return y.reshape(len(y) // tokens if tokens else len(x), *shape)
         wide = image and y.shape[1 if last else 2] != image[0] * image[1]
         size = [n + 2 * image[2] for n in image[:2]] if wide else shape[:-1] if last else shape[1:]
         return y.reshape(len(y), *size, C).permute(0, 3, 1, 2) if images else y.reshape(len(y), C, *size)

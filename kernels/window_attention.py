@@ -211,7 +211,7 @@ _JVP, _VJP = first_order(JVP), first_order(VJP)
 class _Value(torch.autograd.Function):
     forward = staticmethod(VALUE)
     backward = staticmethod(_backward)
-    vmap = staticmethod(lambda *arguments: more_rows(_Value, *arguments))
+    vmap = staticmethod(lambda *arguments: more_rows(_Value.apply, *arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

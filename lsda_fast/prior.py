@@ -121,8 +121,8 @@ def observe(decode: Callable[[Tensor], Tensor], operator: Callable[[Tensor], Ten
 class Derivative(NamedTuple):
     """A function at a point (M, ...): its value, v -> J v, u -> J' u, and u -> J J' u where that is cheaper at once.
 
-    The members never mix. A point of one member takes directions of any number, where the derivative is torch.func's
-    or written out layer by layer (``models.derivatives``).
+    The members never mix. A point of one member takes directions v of any number, where the derivative is torch.func's
+    or written out layer by layer (``models.derivatives``), and there u of any number too.
     """
 
     value: Tensor

@@ -13,9 +13,9 @@ Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2
 (Qu et al. 2024), exact in one dimension, without area weights. Where the truth is
 missing (NaN) nothing is scored; a member missing elsewhere is refused.
 
-These hold for members that are independent draws. Of draws in pairs of opposite noise (``opposite``: the first two, the
-next two, ...) the CRPS leaves the distances within pairs out, sum_mn over different pairs / (2 M (M-2)); one pair alone,
-x +- d, has that of a Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum.
+These hold for members that are independent draws. Of draws in pairs of opposite noise (``opposite``: the first two,
+the next two, ...) the CRPS leaves the distances within pairs out, sum_mn over different pairs / (2 M (M-2)); one pair
+alone, x +- d, has that of a Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum.
 """
 
 import numpy as np

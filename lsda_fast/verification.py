@@ -171,7 +171,8 @@ def by_lead(
     mean = ensemble.mean(0)
     rows = {
         "rmse": np.stack([rmse(x, y, weights) for x, y in zip(mean, truth)]) / scale,
-        "crps": np.stack([crps(x, y, weights, opposite=opposite) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
+        "crps": np.stack([crps(x, y, weights, opposite=opposite) for x, y in zip(ensemble.swapaxes(0, 1), truth)])
+        / scale,
     }
     frames = {name: pd.DataFrame(values) for name, values in rows.items()}
     return pd.concat(frames, axis=1).rename_axis(index="state", columns=("score", "channel"))

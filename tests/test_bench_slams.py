@@ -66,7 +66,8 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     aided = package(tmp_path / "slams2", "slams", (), (RAIN, OLR))
     command = [
         tmp_path / "nature", "--pixel", pixel, "--published", bare, aided, "--ours", ours,
-        "--steps", "pixel=2", "published=2", "ours=1", "--correct", "pixel=0", "--low", "published", "--limit", "published",
+        "--steps", "pixel=2", "published=2", "ours=1", "--correct", "pixel=0", "--low", "published",
+        "--limit", "published",
         "--cases", "coarsen 8", "gap 4", "noise 4",
         "--windows", 2, "--states", 5, "--members", 2, "published=1", "--period", "2001-12-01", "2001-12-05",
         "--work", tmp_path / "work", "--output", tmp_path / "slams.jsonl",

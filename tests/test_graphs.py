@@ -1,18 +1,22 @@
 """Blocks as graphs: everything but torch.cuda.graph itself, by the recorder that runs again on the same memory."""
 
+import gc
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.backend import Backend
 from lsda_fast.engine.graphs import Graphs, Rerun, choose_execution
 from lsda_fast.engine.watch import Watch
+from lsda_fast.errors import InputError
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
 from lsda_fast.kernels.buckets import bucket
+from lsda_fast.sampler import Sampler
 
 GUIDANCES = {
     "none": ObsFree(),
@@ -59,6 +63,71 @@ def test_a_block_reads_its_inputs_and_weights(tiny, name):
         sampler.block_of(case.prior, case.likelihood, key)
     storages = {t.untyped_storage().data_ptr() for t in known}
     assert [tuple(t.shape) for t in watch.outside if t.untyped_storage().data_ptr() not in storages] == []
+
+
+class Reading:
+    """Records nothing, keeps nothing, and knows what the block read."""
+
+    def record(self, block):
+        with Watch(torch.device("cpu")) as watch:
+            outputs = block()
+        self.read = [StorageWeakRef(t.untyped_storage()) for t in watch.outside]
+        return lambda: None, outputs
+
+
+@pytest.mark.parametrize(
+    ("guidance", "precision"),
+    [
+        (ObsFree(), "float32"),
+        (LatentOptimization(GaussNewton(1, 2)), "bfloat16"),
+        (LatentOptimization(GaussNewton(1, 2), prior_covariance="diagonal"), "float32"),
+    ],
+)
+def test_a_graph_keeps_all_that_it_reads(tiny, guidance, precision):
+    assimilate = Assimilator(tiny.package(), guidance, steps=2, block=2, backend="fused", precision=precision)
+    recorder = Reading()
+    assimilate.engine.graphs = Graphs(assimilate.sampler, recorder)
+    assimilate(tiny.background(), tiny.table(20))
+    gc.collect()
+    assert recorder.read
+    assert not any(storage.expired() for storage in recorder.read)
+
+
+def test_what_a_graph_has_taken_is_refused_once_another_was_there(tiny):
+    package = tiny.package()
+    sampler = Sampler(ObsFree(), steps=2, block=2)
+    graphs = Graphs(sampler, Rerun())
+    given = torch.randn(2, *tiny.LATENT, generator=torch.Generator().manual_seed(0))
+    kept = given.clone()
+    likelihood = Assimilator(package, backend="fused").likelihood(tiny.table(20))[1]
+    one, other = (package.prior(z, fused=True) for z in given)
+    first = sampler(one, likelihood, run=graphs).z
+    assert torch.equal(sampler(one, likelihood, run=graphs).z, first)
+    assert not torch.equal(sampler(other, likelihood, run=graphs).z, first)
+    assert torch.equal(given, kept)
+    with pytest.raises(InputError, match="whose memory a graph has used for another since; accepted: one made anew"):
+        sampler(one, likelihood, run=graphs)
+    assert torch.equal(sampler(package.prior(given[0], fused=True), likelihood, run=graphs).z, first)
+
+
+class Small(Rerun):
+    """A device on which there is no room for a second graph."""
+
+    recorded = 0
+
+    def record(self, block):
+        self.recorded += 1
+        if self.recorded == 2:
+            raise torch.OutOfMemoryError("no room")
+        return super().record(block)
+
+
+def test_where_memory_is_short_graphs_give_way(tiny):
+    assimilate = recorded(tiny, ObsFree())
+    assimilate.engine.graphs = graphs = Graphs(assimilate.sampler, Small())
+    assimilate(tiny.background(), tiny.table(20))
+    assimilate(tiny.background(), tiny.table(60))
+    assert (len(graphs), graphs.failure, graphs._recorder.recorded) == (1, "", 3)
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
@@ -117,8 +186,6 @@ def test_what_cannot_be_recorded_runs_and_says_why(tiny):
 def test_a_recording_gives_back_what_is_its_own(toy):
     """The outputs of one replay are not the next one's."""
     problem = toy.build("correlated", n=20, P=8)
-    from lsda_fast.sampler import Sampler
-
     sampler = Sampler(LatentOptimization(GaussNewton(1, 3)), steps=2, block=2)
     graphs = Graphs(sampler, Rerun())
     expected = sampler(problem.prior, problem.likelihood, members=6)

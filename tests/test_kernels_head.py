@@ -1,6 +1,7 @@
 """head_project and head_adjoint: C++ against plain torch, adjoint identity, derivatives, determinism."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,13 @@ def test_derivatives(checks, implementation, last):
         torch.testing.assert_close(vjp(u)[0], head_adjoint(u, plan))
         jvp = torch.func.jvp(lambda x: head_project(x, plan), (features,), (v,))[1]
         torch.testing.assert_close(jvp, head_project(v, plan))
+        several = torch.stack([features, v])
+        together = torch.func.vmap(lambda x: head_project(x, plan))(several)
+        torch.testing.assert_close(together, torch.stack([head_project(x, plan) for x in several]))
+        weights = torch.stack([plan.weight, plan.weight])
+        of_weights = torch.func.vmap(lambda w: head_project(features, replace(plan, weight=w)))
+        with pytest.raises(InputError, match="vmap over what head_project is told"):
+            of_weights(weights)
 
 
 def test_registration(checks):

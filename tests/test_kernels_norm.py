@@ -211,6 +211,11 @@ def test_margins_are_those_of_geo_pad_and_every_derivative_knows_them(checks, im
     torch.testing.assert_close((tangent * u).sum(), right)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 5, 8)])
+def test_of_no_tokens_there_are_none(shape):
+    assert norm_silu(torch.zeros(shape)).shape == shape
+
+
 def test_any_strides(checks):
     x, branch = draw(4, 12, 6), draw(4, 12, 6, seed=1)
     wide = torch.full((4, 12, 12), torch.nan, dtype=torch.float64)
@@ -340,6 +345,8 @@ def test_registration(checks):
     torch.library.opcheck(gated.JVP.op, (x, y, u, gate, a, 1e-5), test_utils=quick)
     torch.library.opcheck(gated.VJP.op, (x, y, u, None, a, 1e-5), test_utils=quick)
     torch.library.opcheck(gated.VALUE.op, (*(z.requires_grad_() for z in (x, y, gate, a, b)), 1e-5))
+    halves = (x.detach().bfloat16(), *(z.detach().float() for z in (y, gate, a, b)))
+    torch.library.opcheck(gated.VALUE.op, (*halves, 1e-5), test_utils=quick)
 
 
 def test_compiled_whole(checks):

@@ -8,7 +8,7 @@ import torch
 
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import obs_plan
+from lsda_fast.kernels import native, obs_plan
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import ADJOINT, PROJECT, obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import obs_residual
@@ -136,6 +136,31 @@ def test_derivatives(checks, implementation):
         torch.testing.assert_close(value, obs_project(x, plan))
         torch.testing.assert_close(vjp(u)[0], obs_adjoint(u, plan))
         torch.testing.assert_close(torch.func.jvp(lambda x: obs_project(x, plan), (x,), (v,))[1], obs_project(v, plan))
+        for f, point in ((lambda x: obs_project(x, plan), x), (lambda r: obs_adjoint(r, plan), r)):
+            several = torch.stack([point, 2 * point, -point])
+            torch.testing.assert_close(torch.func.vmap(f)(several), torch.stack([f(p) for p in several]))
+            torch.testing.assert_close(torch.func.jacfwd(f)(point), torch.func.jacrev(f)(point))
+            torch.testing.assert_close(torch.func.jacrev(f)(point), torch.autograd.functional.jacobian(f, point))
+
+
+def test_entries_of_many_cells_beyond_int32(checks):
+    """The order of a tile's cells is by their entries, of which one cell of 2^31 may have thousands."""
+    checks.isas()
+    cells, full = 2**31 - 1, 3000
+    places = torch.cat([torch.full((full,), cells - 1), torch.tensor([0, 5000, 2**30, cells - 5000])])
+    width = native.load().code.build_info()["tile"]
+    cell, length, observation, _, tile = obs_plan._jagged_diagonals(
+        places[None].to(torch.int32), torch.ones(1, len(places)), cells, width
+    )
+    first_cell, first_column, first_entry = tile.unbind(1)
+    found = torch.empty(len(places), dtype=torch.int64)
+    for t in first_cell.diff().nonzero().flatten().tolist():
+        entry = int(first_entry[t])
+        for column in range(int(first_column[t]), int(first_column[t + 1])):
+            for i in range(int(length[column])):
+                found[observation[entry]] = t * width + cell[int(first_cell[t]) + i]
+                entry += 1
+    assert torch.equal(found, places)
 
 
 def test_registration(checks):

@@ -42,6 +42,16 @@ def test_a_run_is_as_planned(tiny, name, backend):
     assert plan.observations == 40
 
 
+def test_what_prepares_an_analysis_counts_whoever_asks_first(tiny):
+    """The memory plan of a GPU fits the tangent before the sampler does."""
+    assimilate = Assimilator(tiny.package(), PRECONDITIONED, steps=1, block=2)
+    runs = []
+    for choose in (False, True):
+        assimilate.engine._choose = choose
+        runs.append(assimilate(tiny.background(), tiny.table(20), members=2).evaluations)
+    assert runs[0] == runs[1]
+
+
 def test_the_background_changes_nothing_and_is_not_needed(tiny):
     assimilate = Assimilator(tiny.package(), DPS(), steps=1)
     plans = [assimilate.plan(observations=tiny.table(20), background=b) for b in (None, tiny.background(3))]

@@ -1,5 +1,6 @@
 """How the blocks of a sampler are run on a machine: how large, as graphs or one operation after the other; the plan."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
 
@@ -70,9 +71,12 @@ class Engine:
         on_step: Callable[[Step], None] | None,
     ) -> tuple[Samples, int]:
         """See ``Sampler``; the samples, and how many members a block had."""
+        prior.evaluations.clear()
         sampler = self._sized(prior, likelihood, members) if self._choose else self._sampler
+        prepared = Counter(prior.evaluations)
         run = None if on_step else self.graphs
         samples = sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step, run=run)
+        samples.evaluations.update(prepared)
         return samples, sampler.block
 
     @torch.no_grad()

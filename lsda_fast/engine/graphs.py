@@ -3,7 +3,8 @@
 A graph reads and writes fixed memory. The tensors of the analysis that it was recorded with (``Sampler.inputs``), and
 the members and seed of its noise, become its own; a later block of the same shapes is copied into them, and the graph
 is replayed. Observation counts are rounded up (``Likelihood.padded``), so that shapes come again. The prior and the
-likelihood that a graph was recorded with belong to it from then on.
+likelihood that a graph was recorded with belong to it from then on, with all else that they read: it keeps them, and
+refuses them once another analysis was copied over theirs.
 
 What records is a ``Recorder``: ``CudaRecorder`` on a GPU; ``Rerun`` anywhere, which runs the same function on the same
 memory again, and so shows that nothing else is read.
@@ -20,6 +21,7 @@ from torch import Tensor
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.backend import Backend
 from lsda_fast.engine.watch import Watch
+from lsda_fast.errors import InputError
 from lsda_fast.guidance import Estimate, Guidance, Likelihood
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
@@ -89,10 +91,17 @@ class CudaRecorder:
 
 
 class _Graph(NamedTuple):
+    """What is replayed, with the block that it was recorded from, which keeps alive whatever the graph reads.
+
+    ``lent``: places of the inputs that hold the numbers of another analysis.
+    """
+
     inputs: list[Tensor]
     replay: Callable[[], None]
     outputs: tuple[Tensor, ...]
     evaluations: Counter[str]
+    block: Block
+    lent: set[int]
 
 
 class Graphs:
@@ -121,7 +130,13 @@ class Graphs:
         return sum(graph is not None for graph in self._graphs.values())
 
     def __call__(self, prior: Prior, likelihood: Likelihood, key: Key) -> Estimate:
-        """One block of members; without a graph where it cannot be recorded."""
+        """One block of members; without a graph where it cannot be recorded.
+
+        Raises
+        ------
+        InputError
+            A prior or likelihood that a graph has taken, after another analysis.
+        """
         inputs = [*self._sampler.inputs(prior, likelihood), key.members, key.seed]
         shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in inputs)
         if shapes not in self._graphs:
@@ -131,14 +146,21 @@ class Graphs:
             return self._sampler.block_of(prior, likelihood, key)
         while len(self) > self._most:
             del self._graphs[next(shapes for shapes, graph in self._graphs.items() if graph)]
-        for own, value in zip(graph.inputs, inputs, strict=True):
+        for place, (own, value) in enumerate(zip(graph.inputs, inputs, strict=True)):
             if own is not value:
                 own.copy_(value)
+                graph.lent.add(place)
+            elif place in graph.lent:
+                raise InputError(
+                    "the prior or likelihood of an earlier analysis came, whose memory a graph has used for another "
+                    "since; accepted: one made anew"
+                )
         graph.replay()
         prior.evaluations.update(graph.evaluations)
         return Estimate(*(output.clone() for output in graph.outputs))
 
     def _record(self, prior: Prior, likelihood: Likelihood, key: Key, inputs: list[Tensor]) -> _Graph | None:
+        """The graph of a block; nothing, and ``failure``, where it cannot be recorded."""
         own = replace(prior, evaluations=Counter())
 
         def block() -> tuple[Tensor, ...]:
@@ -150,7 +172,14 @@ class Graphs:
                 block()
             evaluations = Counter(own.evaluations)
             replay, outputs = self._recorder.record(block)
+            return _Graph(inputs, replay, outputs, evaluations, block, set())
         except RuntimeError as error:
+            short = isinstance(error, torch.OutOfMemoryError)
             self.failure = " ".join(str(error).split())
+        if not (short and len(self)):
             return None
-        return _Graph(inputs, replay, outputs, evaluations)
+        # What graphs keep is free, but not for the runs before a capture.
+        self._graphs = {shapes: graph for shapes, graph in self._graphs.items() if graph is None}
+        self.failure = ""
+        torch.cuda.empty_cache()
+        return self._record(prior, likelihood, key, inputs)

@@ -140,14 +140,20 @@ class FusedTower(nn.Module):
 def _attend(layer: Attention, x: Tensor) -> Tensor:
     """``Attention`` of tokens x (M, n, width) to each other."""
     qkv = torch.cat([layer.query(x), layer.key_value(x)], -1).unflatten(-1, (3, layer.heads, -1))
-    return layer.out(window_attention(qkv).flatten(-2))
+    return layer.out(_mixed(qkv, None, layer.out))
 
 
 def _attend_inside(layer: WindowAttention, windows: Windows, bias: Tensor | None, u: Tensor) -> Tensor:
     """``WindowAttention`` of tokens u (M, h, w, width)."""
     qkv = windows.split(layer.qkv(u)).unflatten(-1, (3, layer.heads, -1))
-    mixed = window_attention(qkv.flatten(0, 1), bias).flatten(-2)
+    mixed = _mixed(qkv.flatten(0, 1), bias, layer.out)
     return layer.out(windows.merge(mixed.unflatten(0, qkv.shape[:2])))
+
+
+def _mixed(qkv: Tensor, bias: Tensor | None, out: nn.Linear) -> Tensor:
+    """The attention's mean values (B, L, H d), from products in the precision of the weights that take them."""
+    own = out.weight.dtype
+    return window_attention(qkv.to(own), bias if bias is None else bias.to(own)).to(qkv.dtype).flatten(-2)
 
 
 Step = tuple[Callable[[Tensor], Tensor], dict[str, Any], Tensor | None]

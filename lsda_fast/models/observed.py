@@ -176,8 +176,8 @@ def cell_values(features: Any, plans: list[HeadPlan]) -> Tensor:
 
 def _features(values: Tensor, plan: HeadPlan, like: Tensor) -> Tensor:
     """What ``values`` at the wanted cells are to the features (M, F, h, w), channels last in memory."""
-    M, F, h, w = like.shape
-    return head_adjoint(values, plan, last=True).reshape(M, h, w, F).permute(0, 3, 1, 2)
+    F, h, w = like.shape[1:]
+    return head_adjoint(values, plan, last=True).reshape(len(values), h, w, F).permute(0, 3, 1, 2)
 
 
 def _total(parts: Any) -> Tensor:

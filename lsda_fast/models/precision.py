@@ -1,10 +1,10 @@
 """Networks whose matrix products are in a lower precision, and nothing else is.
 
-Convolutions and linear layers take their input in the precision of their weights and answer in that of their input:
-norms, activations, residual sums and the softmax stay in float32. Images stay in the lower precision, norms computed in
-float32, in ``models.window_unet`` and in the products of a convolutional decoder's derivative
-(``models.decoder_derivatives``). A bfloat16 product has an error of 2^-9 of its size;
-processors with matrix units (AMX, tensor cores) make it 4 to 16 times faster.
+Convolutions and linear layers take their input in the precision of their weights and answer in that of their input, and
+attention multiplies in that precision: norms, activations, residual sums and the softmax stay in float32. Images stay
+in the lower precision, norms computed in float32, in ``models.window_unet`` and in the products of a convolutional
+decoder's derivative (``models.decoder_derivatives``). A bfloat16 product has an error of 2^-9 of its size; processors
+with matrix units (AMX, tensor cores) make it 4 to 16 times faster.
 """
 
 import copy

@@ -88,11 +88,11 @@ def from_latent(package: "Package", z: Tensor, z_b: Tensor) -> Tensor:
 
 def _background_latent(package: "Package", background: Tensor) -> Tensor:
     """The background's latent (1, *latent_shape), from the latent itself or from the state."""
-    background = background.to(package.device, package.dtype)
+    background = background.to(package.device, package.dtype)  # a graph may later write where the latent lies
     if tuple(background.shape) == package.layout.shape:
         return package.autoencoder.encode(background[None])
     if tuple(background.shape) == package.latent_shape:
-        return background[None]
+        return background[None].clone()
     raise InputError(
         f"background has shape {tuple(background.shape)}; accepted is the state's {package.layout.shape} "
         f"or the latent's {package.latent_shape}"

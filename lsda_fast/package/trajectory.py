@@ -72,7 +72,7 @@ def trajectory_prior(
             "the package holds no linear-Gaussian model of trajectories; "
             "accepted without one are correction=True and a prediction other than wiener"
         )
-    place = lambda t: t if t is None else t.to(package.device, package.dtype)  # noqa: E731
+    place = lambda t: t if t is None else t.to(package.device, package.dtype, copy=True)  # noqa: E731
     origin, season = place(origin), place(season)
     if origin is not None and model is not None:
         origin = model.standardize(origin)
