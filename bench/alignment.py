@@ -19,6 +19,7 @@ kept as it is done, so that an interrupted run goes on.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/alignment"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
+    if arguments.members < 2:
+        raise InputError(f"--members {arguments.members} came; accepted: 2 or more, whose variance is scored too")
     paths = {"reference": arguments.reference, **dict(_named(text) for text in arguments.aligned)}
     cases = list(run_cases(paths, arguments))
     rows = summarise(cases, list(paths), arguments.methods)
@@ -91,7 +94,7 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     packages = {name: Package.load(path) for name, path in paths.items()}
     hashes = {name: package_hash(path)[:12] for name, path in paths.items()}
     nature = open_states(str(arguments.nature / "states_*.nc"))
-    reference = packages["reference"]
+    reference, first = packages["reference"], nature["time"].values[0]
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
         when = str(twin.truth["time"].values.astype("datetime64[h]"))
@@ -110,7 +113,9 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
                 for name, package in packages.items():
                     # Without observations it is one analysis at every density.
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
-                    key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics)
+                    given = (METHODS[method], hashes["reference"], tuple(arguments.period), arguments.states, first)
+                    digest = hashlib.sha256(repr(given).encode()).hexdigest()[:12]
+                    key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics, digest)
                     file = "_".join(map(str, key)) + ".json"
                     case = partial(score, package, METHODS[method], twin, observations, arguments)
                     scores = kept(arguments.work / file, case)

@@ -78,7 +78,7 @@ class Degradation:
         x = torch.from_numpy(normalization.normalize(np.asarray(truth[:: self.gap], dtype=np.float64)))
         scale = one.representativeness(torch.ones(C, dtype=torch.float64)).sqrt().numpy()
         std = np.tile(self.noise * scale, len(seen))
-        # Of every channel, so that a channel's noise is the same in any company.
+        # Of every channel of the state, so that a channel's noise is the same whichever of them are observed.
         noise = np.random.default_rng(seed).standard_normal((len(seen), C, len(cells.cells)))
         noise = noise if channels is None else noise[:, list(channels)]
         return observing(at_times(one, seen, T), one(x).numpy().ravel() + std * noise.ravel(), std)

@@ -7,9 +7,11 @@ word, pulls at the state. Over blocks of b x b cells, of an analysis with mean m
     prior error^2 = max(0, <(m - truth)^2> - <s^2> - reconstruction error^2)
 
 is what R needs beside the decoder's own error, so that departures are as large as they are said to be. It is
-estimated on a window of validation, the state's channels observed in every cell of every fourth state.
+estimated on a window of validation, the state's channels observed in every cell of every fourth state, from the first
+one on that has most of the modalities among these.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -50,8 +52,22 @@ def modality_errors(package: Package, x: Tensor, season: Tensor, *, noise: float
         Their times (``lsda_fast.calendar``).
     noise : float
         Of the observed state, normalised.
+
+    Warns
+    -----
+    UserWarning
+        A modality that is known at none of the observed states: nothing can be said of it, and 0 is.
     """
-    T, extra = len(x), modality_channels(package)
+    assert package.window is not None
+    extra = modality_channels(package)
+    known_at = ~x[:, extra].isnan().flatten(2).all(2)
+    begins = range(max(1, min(GAP, len(x) - package.window.size + 1)))
+    begin = max(begins, key=lambda k: int(known_at[k::GAP].any(0).sum()))
+    x, season = x[begin:], season[begin:]
+    never = [package.layout.names[c] for c, seen in zip(extra, known_at[begin::GAP].any(0)) if not seen]
+    if never:
+        warnings.warn(f"{', '.join(never)}: no value at the states that modality errors are taken from", stacklevel=2)
+    T = len(x)
     state = [i for i in range(x.shape[1]) if i not in extra]
     known = np.stack([package.reconstruction_error, *package.block_errors])
     truth = package.normalization.denormalize(x.double().numpy())

@@ -69,7 +69,7 @@ def test_several_rewards_pair_what_is_best_and_worst_by_all() -> None:
     shares = widened.groupby("time")["share"].first()
     assert shares.iloc[0] == pytest.approx(0.1875)
     report = summary(widened, frame, PairsConfig(quantile=0.125), several=True)
-    assert (report["cases_widened"], report["dates_without_pairs"], report["dates"]) == (1, 0, 3)
+    assert (report["cases_widened"], report["dates_not_chosen"], report["dates"]) == (1, 0, 3)
 
 
 def test_dominance_takes_the_pairs_that_differ_most_by_their_least_reward() -> None:
@@ -98,7 +98,7 @@ def test_a_date_without_an_intersection_takes_no_part() -> None:
     frame = table(against, LAST, LAST)
     found = choose(frame, "ab")
     assert pairs_of(found) == set()
-    assert summary(found, frame, PairsConfig(), several=True)["dates_without_pairs"] == 1
+    assert summary(found, frame, PairsConfig(), several=True)["dates_not_chosen"] == 1
     with pytest.raises(InputError, match=r"no pairs to train on in 2 dates: .* by all of a, b; accepted are a wider"):
         choose(table(against, against, LAST), "ab")
     with pytest.raises(InputError, match="no pairs to validate with in 1 dates"):

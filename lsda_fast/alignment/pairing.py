@@ -65,7 +65,8 @@ def select_pairs(table: pd.DataFrame, rewards: Sequence[str], config: PairsConfi
             kind, dates = ("validate with", len(held)) if is_held else ("train on", len(times) - len(held))
             raise InputError(
                 f"no pairs to {kind} in {dates} dates: no candidate there is among the best and another among "
-                f"the worst by all of {', '.join(rewards)}; accepted are a wider quantile or fewer rewards"
+                f"the worst by all of {', '.join(rewards)}; accepted are a wider quantile or fewer rewards, in another "
+                "output that takes these candidates (--candidates-from)"
             )
         parts.append(found.assign(held_out=is_held))
     return pd.concat(parts, ignore_index=True)[COLUMNS]
@@ -144,6 +145,6 @@ def summary(pairs: pd.DataFrame, table: pd.DataFrame, config: PairsConfig, sever
         "wanted": config.count,
         "held_out": len(pairs) - len(train),
         "dates": int(dates),
-        "dates_without_pairs": int(dates - pairs["time"].nunique()),
+        "dates_not_chosen": int(dates - pairs["time"].nunique()),
         "cases_widened": int(widened.sum()) if several and config.select == "intersection" else 0,
     }

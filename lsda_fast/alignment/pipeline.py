@@ -25,12 +25,13 @@ from lsda_fast.alignment.rewards import Reward, rewards_of
 from lsda_fast.alignment.sharing import check_source, take_candidates
 from lsda_fast.alignment.table import judge, read_table
 from lsda_fast.alignment.train import align_denoiser, require_peft
+from lsda_fast.diffusion.solvers import get_solver
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 from lsda_fast.package.prior import from_latent
 from lsda_fast.training.loop import Log, Progress
-from lsda_fast.training.work import Work, check_claim, claim
+from lsda_fast.training.work import Work, check_claim, claimed
 
 __all__ = ["align"]
 
@@ -88,12 +89,13 @@ def align(
     fingerprint = {**states.fingerprint, "package": digest}
     if candidates_from is not None:
         check_source(Path(candidates_from), config, fingerprint)
-    claim(folder, config, fingerprint)
-    if candidates_from is not None:
-        take_candidates(Path(candidates_from), folder)
-    log = Log(folder / "log.jsonl", progress)
-    work = Work(folder, config, torch.device(device), log)
-    return _Run(parent, digest, states, rewards, work, config).package(output)
+    get_solver(config.candidates.solver)  # an unknown one is refused before backgrounds are made
+    with claimed(folder, config, fingerprint):
+        if candidates_from is not None:
+            take_candidates(Path(candidates_from), folder)
+        log = Log(folder / "log.jsonl", progress)
+        work = Work(folder, config, torch.device(device), log)
+        return _Run(parent, digest, states, rewards, work, config).package(output)
 
 
 class _Run:
@@ -129,6 +131,8 @@ class _Run:
             "rewards": columns,
             "pairs": summary(pairs, table, config.pairs, len(columns) > 1),
             "period": [str(times[0]), str(times[-1])],
+            # Backgrounds begin before it, and forecasts are verified after it.
+            "states": [str(self.states.times[0]), str(self.states.times[-1])],
             "scores": {key: round(value, 6) for key, value in scores.items()},
             "configuration": config.model_dump(),
             "torch": torch.__version__.split("+")[0],

@@ -85,6 +85,10 @@ def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
         No time dimension, an empty period, or no pairs one lead apart.
     """
     dataset, times = in_time_order(dataset)
+    # States of no period are not read: they may be of a test, incomplete, or still to come.
+    used = np.sort(np.concatenate(split(times, config.train, config.validate_)))
+    if config.train is not None:
+        dataset, times = dataset.isel(time=used), times[used]
     layout = StateLayout.infer(dataset, config.variables)
     values = layout.to_array(dataset, missing=config.missing)
     whole = np.isfinite(values).all(axis=(1, 2, 3))

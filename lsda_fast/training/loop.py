@@ -69,7 +69,7 @@ def fit(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if optimization.steps == 0 or not parameters:
-        return module
+        return module.eval()
     device = parameters[0].device
     mixed = optimization.precision == "bfloat16" or (optimization.precision == "auto" and device.type == "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=optimization.lr, weight_decay=optimization.weight_decay)

@@ -14,13 +14,13 @@ import xarray as xr
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.modality_errors import modality_channels, modality_errors
 from lsda_fast.package import Package
-from lsda_fast.training.autoencoder import reconstruction, train_autoencoder
+from lsda_fast.training.autoencoder import inputs, reconstruction, train_autoencoder
 from lsda_fast.training.background_prior import background_prior, check_background
 from lsda_fast.training.config import TrainingConfig
 from lsda_fast.training.data import States, load_states
 from lsda_fast.training.loop import Log, Progress
 from lsda_fast.training.window_prior import check_windows, window_prior
-from lsda_fast.training.work import Work, check_claim, claim
+from lsda_fast.training.work import Work, check_claim, claimed
 from lsda_fast.trajectory import Window
 
 __all__ = ["train"]
@@ -61,9 +61,9 @@ def train(
     states = load_states(dataset, config)
     (check_windows if config.window else check_background)(states, config)
     # Only now: bad data must not leave a folder that stands in the way of the next attempt.
-    claim(folder, config, states.fingerprint)
-    log = Log(folder / "log.jsonl", progress)
-    return _Run(states, config, folder, torch.device(device), log).package(Path(output))
+    with claimed(folder, config, states.fingerprint):
+        log = Log(folder / "log.jsonl", progress)
+        return _Run(states, config, folder, torch.device(device), log).package(Path(output))
 
 
 class _Run:
@@ -106,8 +106,9 @@ class _Run:
         """Of the first states of the longest run of validation, as many as the published windows have."""
         states = self.states
         run = max(states.runs(states.validation), key=len)[:WINDOW]
-        noise = self.config.observation_std
-        return tuple(modality_errors(package, states.x[run], states.calendar[run], noise=noise))
+        # Modalities on their own grids as the encoder sees them: on the state's.
+        x = inputs(package.autoencoder, states, run.numpy())[:, : states.layout.shape[0]]
+        return tuple(modality_errors(package, x, states.calendar[run], noise=self.config.observation_std))
 
     def _observation_std(self) -> dict[str, float]:
         std = self.config.observation_std * np.asarray(self.states.normalization.std, float)

@@ -6,7 +6,9 @@ files of one that is made in parts.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +22,7 @@ from lsda_fast.package import Architecture
 from lsda_fast.training.config import Optimization
 from lsda_fast.training.loop import Log, Loss, fit
 
-__all__ = ["Made", "Settings", "Work", "check_claim", "claim"]
+__all__ = ["Made", "Settings", "Work", "check_claim", "claimed"]
 
 
 class Settings(Protocol):
@@ -59,12 +61,32 @@ def check_claim(folder: Path, config: BaseModel, resume: bool) -> None:
         raise InputError(f"{folder} holds a run of another configuration; accepted is the same one, or another output")
 
 
-def claim(folder: Path, config: BaseModel, fingerprint: Mapping[str, str]) -> None:
-    """Make the folder, and record whose it is; InputError where it belongs to other inputs."""
+@contextmanager
+def claimed(folder: Path, config: BaseModel, fingerprint: Mapping[str, str]) -> Iterator[None]:
+    """The folder of a run, which is recorded as whose it is; InputError where it belongs to other inputs.
+
+    An InputError in a new folder, before anything was finished there, leaves none in the way of the next attempt.
+    """
+    own = {"config.json", "states.json", "log.jsonl"}
+    new = not (folder / "config.json").exists()
+    _claim(folder, config, fingerprint)
+    try:
+        yield
+    except InputError:
+        left = [path for path in folder.rglob("*") if path.is_file()]
+        if new and all(path.name in own for path in left):
+            shutil.rmtree(folder)
+        raise
+
+
+def _claim(folder: Path, config: BaseModel, fingerprint: Mapping[str, str]) -> None:
     record = folder / "states.json"
     # Absent in a new folder, and in one that was made before states were recorded.
     if record.exists():
-        before = json.loads(record.read_text())
+        try:
+            before = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{record} cannot be read ({error}); accepted is another output, or none there") from error
         other = [part for part, value in fingerprint.items() if before.get(part) != value]
         if other:
             raise InputError(
@@ -72,8 +94,14 @@ def claim(folder: Path, config: BaseModel, fingerprint: Mapping[str, str]) -> No
                 "accepted are the same inputs, or another output"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config.model_dump_json(by_alias=True, indent=1))
-    record.write_text(json.dumps(fingerprint, indent=1))
+    for path, text in (
+        (record, json.dumps(fingerprint, indent=1)),
+        (folder / "config.json", config.model_dump_json(by_alias=True, indent=1)),
+    ):
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(text)
+            partial.replace(path)
 
 
 class Work:
