@@ -23,7 +23,7 @@ from lsda_fast.observations import Observations
 if TYPE_CHECKING:
     from lsda_fast.package import Package
 
-__all__ = ["Analysis", "departure_table"]
+__all__ = ["Analysis", "departure_table", "equivalent"]
 
 COLUMNS = [
     "observation", "time", "latitude", "longitude", "variable", "level", "value", "std", "O-B", "O-A", "weight", "used",
@@ -126,7 +126,7 @@ def departure_table(
     table = observations.frame.assign(used=reasons == "", reason=reasons)
     operator: Any = likelihood.operator
     after = operator(x_a.mean(0, keepdim=True))
-    before = torch.full_like(after, torch.nan) if x_b is None else _equivalent(operator, x_b[None])
+    before = torch.full_like(after, torch.nan) if x_b is None else equivalent(operator, x_b[None])
     columns = {
         "O-B": operator.values - before[0].double().cpu().numpy(),
         "O-A": operator.values - after[0].double().cpu().numpy(),
@@ -143,7 +143,7 @@ def departure_table(
     return table[COLUMNS + rest].sort_values("observation", ignore_index=True)
 
 
-def _equivalent(operator: Any, x: torch.Tensor) -> torch.Tensor:
+def equivalent(operator: Any, x: torch.Tensor) -> torch.Tensor:
     """H(x), NaN where a point that counts is missing; one without weight does not."""
     known = ~x.isnan()
     touched = (~known).flatten(1)[:, operator.index] & (operator.weight != 0)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsda_fast.analysis import equivalent
 from lsda_fast.diffusion.solvers import Langevin, Solver
 from lsda_fast.engine.backend import choose_backend, choose_precision
 from lsda_fast.engine.engine import Engine
@@ -28,6 +29,10 @@ from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler, Step
 
 __all__ = ["Assimilation", "Case", "NoObservationsError"]
+
+
+def _kind(value: Any) -> str:
+    return f"{value!r}" if isinstance(value, str | type | None) else f"a {type(value).__name__}"
 
 
 class NoObservationsError(InputError):
@@ -70,6 +75,10 @@ class Assimilation:
         The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
     representativeness : bool
         Whether R includes the autoencoder's reconstruction error.
+    background_check : float, optional
+        Observations whose O-B is larger than so many climatological standard deviations are rejected, with the reason,
+        and a background that lies as far from the climate on average of a channel is refused: wrong units, as a rule.
+        None takes everything.
     robust : Huber or VariationalQC, optional
         What a departure costs, so that gross errors lose weight; Gaussian when not given. ``departures`` has the
         weights.
@@ -96,10 +105,17 @@ class Assimilation:
         block: int | None = None,
         correction: bool = True,
         representativeness: bool = True,
+        background_check: float | None = 20.0,
         robust: Robust | None = None,
         backend: str = "auto",
         precision: str = "float32",
     ) -> None:
+        if not isinstance(package, Package) or not isinstance(guidance, Guidance | None):
+            came = f"{_kind(package)} and guidance {_kind(guidance)}"
+            raise InputError(f"{came} came; accepted: a Package and a Guidance, such as lsda.DPS()")
+        if background_check is not None and not background_check > 0:
+            raise InputError(f"background_check={background_check}; accepted: a number above 0, or None")
+        self.background_check = background_check
         self.package, self.correction, self.representativeness = package, correction, representativeness
         self.robust = check(robust)
         self.backend = choose_backend(backend, package)
@@ -162,6 +178,40 @@ class Assimilation:
             "members_in_a_block": block,
         }
         return Sampled(x_a, states, samples.members, attrs, samples.evaluations)
+
+    def _checked(
+        self, observations: Observations, x_b: Tensor | None, case_of: Callable[[Observations], Case]
+    ) -> tuple[Observations, Case]:
+        """Without observations that are too far from the background (T*C, H, W): the others, and the case of them.
+
+        Raises
+        ------
+        InputError
+            A background that itself is no state of this climate.
+        """
+        case, limit = case_of(observations), self.background_check
+        if limit is None or x_b is None:
+            return observations, case
+        names = self.package.layout.names
+        far = x_b.unflatten(0, (-1, len(names))).abs().nanmean((0, 2, 3)).tolist()
+        wrong = [f"{name} {value:.0f}" for name, value in zip(names, far) if value > limit]
+        if wrong:
+            raise InputError(
+                f"the background lies, on average, {', '.join(wrong)} climatological standard deviations from the "
+                f"package's climate; accepted: up to {limit:g} (background_check), in the units of its attributes"
+            )
+        operator: Any = case.observed.operator
+        before = equivalent(operator, x_b[None])[0].double().cpu().numpy()
+        gross = np.abs(operator.values - before) > limit * case.observed.scale.double().cpu().numpy()
+        rows = np.flatnonzero(case.reasons == "")[gross]
+        # Behind the table's rows are those of an operator with its own values.
+        rows = rows[rows < len(observations)]
+        if not len(rows):
+            return observations, case
+        keep = np.ones(len(observations), bool)
+        keep[rows] = False
+        observations = observations.select(keep, f"O-B is over {limit:g} climatological standard deviations")
+        return observations, case_of(observations)
 
     def _likelihood(
         self,

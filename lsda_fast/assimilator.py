@@ -59,7 +59,7 @@ class Assimilator(Assimilation):
         Raises
         ------
         InputError
-            A background that does not fit the package.
+            A background that does not fit the package, or lies far from its climate.
         NoObservationsError
             Nothing to assimilate.
         NonFiniteError
@@ -67,13 +67,18 @@ class Assimilator(Assimilation):
         """
         begin = clock.perf_counter()
         package = self.package
+        if not isinstance(background, xr.Dataset) or not isinstance(observations, Observations):
+            came = f"{type(background).__name__} and {type(observations).__name__}"
+            raise InputError(f"{came} came; accepted: a background as xarray.Dataset (open_states) and Observations")
         background = select_time(canonical(background), time)
         if "member" in background.dims:
             raise InputError(f"the background has {background.sizes['member']} members; accepted is one state")
         x_b = package.normalize(package.layout.to_array(background))
         observations = self._with_std(observations)
         with self.backend.kernels():
-            case = self._case(x_b, _season(background), observations)
+            observations, case = self._checked(
+                observations, x_b, lambda table: self._case(x_b, _season(background), table)
+            )
             found = self._sampled(case, members, seed, recenter, on_step)
         with torch.no_grad():
             departures = departure_table(observations, case.reasons, case.observed, x_b, found.x)
@@ -129,7 +134,8 @@ class Assimilator(Assimilation):
         """States in the channels' units as a data set, in the style and at the time of the background."""
         layout = self.package.layout
         dataset = layout.to_dataset(states, style=layout.style_of(background), **options)
-        return dataset.assign_coords(time=background["time"]) if "time" in background.coords else dataset
+        # The time alone: what else a forecast says of its time is not the analysis'.
+        return dataset.assign_coords(time=background["time"].variable) if "time" in background.coords else dataset
 
     def likelihood(self, observations: Observations) -> tuple[StencilOperator, Likelihood, np.ndarray]:
         """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""

@@ -23,6 +23,7 @@ __all__ = [
     "UPPER_AIR",
     "Field",
     "canonical",
+    "check_writable",
     "convert_units",
     "fields",
     "missing_mask",
@@ -142,6 +143,20 @@ def _flatten(dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(flat, attrs=dataset.attrs)
 
 
+def check_writable(path: Path) -> None:
+    """InputError for a path that no data set can be written to, or where something else is."""
+    if path.suffix not in (".nc", ".zarr"):
+        raise InputError(f"{path}; accepted are names that end in .nc or .zarr")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
+    if not os.access(path.parent, os.W_OK) or (path.suffix == ".nc" and path.is_dir()):
+        raise InputError(f"{path} cannot be written; accepted is a file in a folder that is open to writing")
+    # A store is replaced whole: what is none must not go with it.
+    store = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+    if path.suffix == ".zarr" and path.exists() and not store and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is no Zarr store; accepted is one, an empty folder or a new name")
+
+
 def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:
     """Write a data set whole or not at all: beside its final name first, then renamed.
 
@@ -151,18 +166,15 @@ def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:
     ----------
     dataset : xarray.Dataset
     path : str or Path
-        Ends in ``.nc`` or ``.zarr``; what is there already is replaced.
+        Ends in ``.nc`` or ``.zarr``; a data set that is there already is replaced.
 
     Raises
     ------
     InputError
-        For another suffix or a folder that does not exist.
+        As ``check_writable``.
     """
     path = Path(path)
-    if path.suffix not in (".nc", ".zarr"):
-        raise InputError(f"Cannot write '{path}'; accepted are names that end in .nc or .zarr.")
-    if not path.parent.is_dir():
-        raise InputError(f"Cannot write '{path}'; its folder does not exist.")
+    check_writable(path)
     dataset = dataset.drop_encoding()
     encoding: dict[str, dict[str, Any]] = {str(name): {"_FillValue": None} for name in dataset.coords}
     token = uuid.uuid4().hex[:8]

@@ -157,9 +157,10 @@ def _maps(
 ) -> dict[str, Path]:
     used = result.departures[result.departures["used"]].drop_duplicates(["latitude", "longitude"])
     figures = {}
+    # Rows in the layout's order, whichever way a data set has its latitudes.
+    fields = [layout.to_array(states) for states in (truth, result.before, result.analysis)]
     for name in ("z500", "t850"):
-        x, x_b = truth[name].values, result.before[name].values
-        members = result.analysis[name].values
+        x, x_b, members = (field[..., layout.index(name), :, :] for field in fields)
         channel = layout.channels[layout.index(name)]
         path = map_panel(
             {

@@ -3,32 +3,17 @@
 A forecast is whole steps of the model's lead: ``lead`` = 48 h of a 24-hour model are two.
 """
 
-import re
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from lsda_fast.calendar import hours
 from lsda_fast.datasets import canonical
 from lsda_fast.errors import InputError
 from lsda_fast.forecast_models import PackageForecast
 from lsda_fast.package import Package
 
-__all__ = ["forecast", "hours"]
-
-_DAY = re.compile(r"(?<=[\d ])d\b")  # pandas 4 reads "2D" alone
-
-
-def hours(lead: str | float) -> float:
-    """Hours of ``24``, ``"24h"`` or ``"2d"``; InputError for anything that is not a positive time span."""
-    try:
-        value = float(lead) if not isinstance(lead, str) or lead.replace(".", "", 1).isdigit() else None
-        span = float(value) if value is not None else pd.Timedelta(_DAY.sub("D", str(lead))).total_seconds() / 3600
-    except ValueError as error:
-        raise InputError(f"lead {lead!r} is not a time span; accepted are hours such as 24h") from error
-    if not span > 0:
-        raise InputError(f"lead {lead!r}; accepted is a positive time span such as 24h")
-    return span
+__all__ = ["forecast", "select_time"]
 
 
 def forecast(
@@ -58,7 +43,7 @@ def forecast(
         No forecaster, a lead that is not a multiple, or a time that is not there.
     """
     model = PackageForecast(package)
-    span = package.lead_hours if lead is None else hours(lead)
+    span = package.lead_hours if lead is None else hours(lead, "lead")
     initial = select_time(canonical(initial), time)
     if "time" not in initial.coords:
         raise InputError("the initial state has no time; the forecast needs one for its season and valid time")
@@ -88,7 +73,8 @@ def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
     times = pd.DatetimeIndex(np.atleast_1d(dataset["time"].values))
     if time is None:
         if len(times) != 1:
-            raise InputError(f"the data hold {len(times)} times, {times[0]} .. {times[-1]}; say which with a time")
+            reach = f"{times.min()} .. {times.max()}" if len(times) else "none"
+            raise InputError(f"the data hold {len(times)} times, {reach}; say which with a time (--time)")
         return dataset.isel(time=0)
     try:
         wanted = pd.Timestamp(time)
@@ -97,5 +83,5 @@ def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
     if wanted.tzinfo is not None:
         wanted = wanted.tz_convert("UTC").tz_localize(None)
     if wanted not in times:
-        raise InputError(f"time {wanted} is not in the data; they reach from {times[0]} to {times[-1]}")
+        raise InputError(f"time {wanted} is not in the data; they reach from {times.min()} to {times.max()}")
     return dataset.isel(time=int(np.flatnonzero(times == wanted)[0])) if "time" in dataset.dims else dataset

@@ -14,13 +14,22 @@ from lsda_fast.errors import InputError
 
 __all__ = ["member_numbers", "recentred"]
 
+MOST = 1_000_000
+
 
 def member_numbers(members: int | Sequence[int]) -> list[int]:
     """The numbers of so many members, or these; InputError for none, and for numbers twice or out of range."""
-    ids = list(range(members)) if isinstance(members, Integral) else list(members)  # type: ignore[arg-type]
-    if not ids or min(ids) < 0 or max(ids) >= 2**32 or len(set(ids)) != len(ids):
+    few = isinstance(members, Sequence) or (isinstance(members, Integral) and members <= MOST)
+    ids = list(range(members)) if few and isinstance(members, Integral) else list(members) if few else []  # type: ignore[arg-type]
+    if (
+        not ids
+        or not all(isinstance(member, Integral) for member in ids)
+        or min(ids) < 0
+        or max(ids) >= 2**32
+        or len(set(ids)) != len(ids)
+    ):
         raise InputError(
-            f"members = {members}; accepted: a number of at least 1, or different member numbers below 2**32"
+            f"members = {members}; accepted: a number from 1 to {MOST}, or different member numbers below 2**32"
         )
     return ids
 

@@ -2,7 +2,8 @@
 
 For each noise level from high to low: the guided clean estimate z0', then the transition to the next level. Members
 are computed in blocks of fixed size and fixed places, so that a member's numbers do not depend on which others were
-asked for, bit for bit. Blocks of another size give the same members up to the rounding of the networks.
+asked for, bit for bit (``recenter=False``; with it all are shifted together). Blocks of another size give the same
+members up to the rounding of the networks.
 
 A block (``Sampler.block_of``) is one function of tensors with static shapes (``Sampler.inputs``, and the key of its
 noise): it asks nothing of the host, so that it can be planned without values and captured as a CUDA graph (``engine``).
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -150,13 +152,14 @@ class Sampler:
         Raises
         ------
         InputError
-            No members, or numbers out of range.
+            No members, or numbers out of range; observations or variances that are none.
         NonFiniteError
             Members with non-finite values, by number.
         """
         ids = tuple(member_numbers(members))
-        if not 0 <= seed < 2**64:
-            raise InputError(f"seed = {seed}; accepted is 0 <= seed < 2**64")
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+            raise InputError(f"seed = {seed}; accepted is a whole number, 0 <= seed < 2**64")
+        likelihood.check_values()
         prior.evaluations.clear()
         self.guidance.prepare(prior, likelihood)
         results: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -178,7 +181,7 @@ class Sampler:
             )
         means = [results[member][1] for member in ids]
         if recenter and len(ids) > 1 and all(mean is not None for mean in means):
-            z = recentred(z, means, ids, antithetic=self.guidance.antithetic)  # type: ignore[arg-type]
+            z = recentred(z, means, ids, antithetic=self.guidance.antithetic)
         return Samples(z, ids, Counter(prior.evaluations))
 
     def inputs(self, prior: Prior, likelihood: Likelihood) -> list[Tensor]:

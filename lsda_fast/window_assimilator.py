@@ -85,12 +85,12 @@ class WindowAssimilator(Assimilation):
         layout, (times, x_b) = self.package.layout, self._period(window, background)
         table = self._with_std(_none() if observations is None else observations)
         with self.backend.kernels():
-            case = self._case(times, x_b, table, operator)
+            flat_b = None if x_b is None else x_b.flatten(0, 1)
+            table, case = self._checked(table, flat_b, lambda part: self._case(times, x_b, part, operator))
             found = self._sampled(case, members, seed, recenter, on_step)
         if operator is not None:
             table = Observations.joined(table, operator_rows(operator, layout, times))
         with torch.no_grad():
-            flat_b = None if x_b is None else x_b.flatten(0, 1)
             departures = departure_table(table, case.reasons, case.observed, flat_b, found.x)
         coords = {"time": times.to_numpy(), "member": np.array(found.members)}
         style = "flat" if background is None else layout.style_of(background)

@@ -333,3 +333,38 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises((OSError, InputError)):
             result.save(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_observations_and_backgrounds_in_wrong_units_are_told() -> None:
+    """One temperature in kelvin among those in degrees: rejected with its reason, and the others are what they were."""
+    assimilate, state, frame = Assimilator(PACKAGE, QUICK), background(), table()
+    wrong = frame.copy()
+    row = int(np.flatnonzero(wrong["variable"] == "t")[0])
+    wrong.loc[row, "value"] += 273.15
+    result, expected = (assimilate(state, Observations.from_frame(f)) for f in (wrong, frame.drop(index=row)))
+    told = result.departures.set_index("observation").loc[row]
+    assert (told["used"], told["reason"]) == (False, "O-B is over 20 climatological standard deviations")
+    np.testing.assert_array_equal(result.analysis["t850"], expected.analysis["t850"])
+    anything = Assimilator(PACKAGE, QUICK, background_check=None)
+    assert anything(state, Observations.from_frame(wrong)).departures["used"].all()
+    kelvin = state.assign(t850=state["t850"] + 273.15)
+    with pytest.raises(InputError, match=r"the background lies, on average, t850 3. climatological standard deviations"):
+        assimilate(kelvin, Observations.from_frame(frame))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda p, b, o: Assimilator(p, "dps"), "a Package and guidance 'dps' came; accepted: a Package and a Guid"),
+        (lambda p, b, o: Assimilator("runs/era"), "'runs/era' and guidance None came"),
+        (lambda p, b, o: Assimilator(p)(o, b), "Observations and Dataset came; accepted: a background as xarray"),
+        (lambda p, b, o: Assimilator(p)(b, o.frame), "Dataset and DataFrame came; accepted"),
+        (lambda p, b, o: Assimilator(p)(b, o, members=2.5), "members = 2.5; accepted: a number from 1"),
+        (lambda p, b, o: Assimilator(p)(b, o, members=10**12), "members = 1000000000000; accepted"),
+        (lambda p, b, o: Assimilator(p)(b, o, seed=1.5), "seed = 1.5; accepted is a whole number"),
+        (lambda p, b, o: Assimilator(p, background_check=-1.0), "background_check=-1.0; accepted: a number above 0"),
+    ],
+)
+def test_other_types_get_one_sentence(call: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        call(PACKAGE, background(), Observations.from_frame(table()))

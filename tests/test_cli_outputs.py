@@ -13,6 +13,11 @@ from lsda_fast.guidance import LatentOptimization
 from lsda_fast.package import Package
 
 BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
+    "output is an input": (
+        lambda a: a.analysis(output=a.world.background),
+        2,
+        "is an input; accepted is another name",
+    ),
     "folder not there": (lambda a: a.analysis(output="deeper/A.nc"), 2, "A.nc: its folder does not exist"),
     "report is a file": (
         lambda a: a.analysis("--report", a.written("page", "")),

@@ -31,7 +31,7 @@ BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
     "steps 0": (lambda a: a.analysis("--steps", 0), 2, "'--steps'.* 1"),
     "seed below 0": (lambda a: a.analysis("--seed", -1), 2, "'--seed'.* 0"),
     "start 0": (lambda a: a.analysis("--start", 0), 2, "accepted is 0 <= stop < start <= 1"),
-    "window": (lambda a: a.analysis("--window", "soon"), 2, "accepted: a time and two durations such as '3h'"),
+    "window": (lambda a: a.analysis("--window", "soon"), 2, "window 'soon' is not a time span; accepted are hours"),
     "fewer candidates than members": (
         lambda a: a.analysis("--best-of", 2, "--members", 3),
         2,

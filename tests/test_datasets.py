@@ -186,8 +186,21 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["state.grib", "state", "absent/state.nc"])
 def test_names_that_cannot_be_written(tmp_path, name):
-    with pytest.raises(InputError, match="Cannot write"):
+    with pytest.raises(InputError, match=f"{name}(; accepted are names that end in|: its folder does not exist)"):
         write_dataset(field("t850"), tmp_path / name)
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+    mine = tmp_path / "mine.zarr"
+    mine.mkdir()
+    write_dataset(field("t850"), mine)
+    write_dataset(field("t850"), mine)
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match=r"other.zarr is no Zarr store; accepted is one, an empty folder or a new name"):
+        write_dataset(field("t850"), other)
+    assert (other / "thesis.txt").read_text() == "years"
 
 
 def test_files_that_do_not_open(tmp_path):

@@ -1,8 +1,11 @@
 """The demonstration: the built-in package, its states, its page; skipped where the package is not in place."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import lsda_fast
@@ -10,6 +13,7 @@ from lsda_fast import demo
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import GaussNewton, LatentOptimization
 from lsda_fast.package import Package
+from lsda_fast.verification import rmse
 
 DATA = Path(lsda_fast.__file__).parent / "data" / "demo"
 
@@ -50,6 +54,23 @@ def test_the_states_are_truths_one_lead_apart_from_a_period_not_trained_on(packa
     assert np.isfinite(x).all()
     truth, background = demo.demo_case(package, seed=1)
     assert truth["time"].values == background["time"].values == times[1 % len(times), 0]
+
+
+@built_in
+def test_the_maps_are_of_the_errors_in_the_table(package: Package, tmp_path: Path) -> None:
+    """The built-in states and an analysis have their latitudes in opposite orders."""
+    truth, background = demo.demo_case(package, seed=0)
+    layout, panels = package.layout, []
+    x, x_b = layout.to_array(truth), layout.to_array(background)
+    states = [layout.to_dataset(values, dims=dims) for values, dims in ((x_b, ()), (np.stack([x_b, x]), ("member",)))]
+    places = pd.DataFrame({"latitude": [0.0], "longitude": [0.0], "used": [True]})
+    result: Any = SimpleNamespace(before=states[0], analysis=states[1], departures=places)
+    demo._maps(tmp_path, result, truth, layout, 0.01, lambda fields, *_, **__: panels.append(fields) or tmp_path)
+    for name, fields in zip(("z500", "t850"), panels, strict=True):
+        error = rmse(x_b, x, layout.grid.area_weights)[layout.index(name)]
+        for panel, share in (("background error", 1.0), ("analysis error", 0.5)):
+            shown = np.average(fields[panel] ** 2, axis=0, weights=layout.grid.area_weights).mean() ** 0.5
+            assert shown == pytest.approx(share * error, rel=1e-5)
 
 
 @built_in

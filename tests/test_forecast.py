@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from lsda_fast.calendar import calendar
+from lsda_fast.calendar import calendar, hours
 from lsda_fast.datasets import open_states, write_dataset
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
-from lsda_fast.forecast import forecast, hours, select_time
+from lsda_fast.forecast import forecast, select_time
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
 from lsda_fast.models import Forecaster
 from lsda_fast.package import Package
@@ -71,13 +71,13 @@ def states(*lead: tuple[str, Any], style: str = "flat") -> tuple[np.ndarray, xr.
     ],
 )
 def test_leads_are_hours_or_time_spans(lead: str | float, expected: float) -> None:
-    assert hours(lead) == expected
+    assert hours(lead, "lead") == expected
 
 
 @pytest.mark.parametrize("lead", ["tomorrow", "", "0h", "-24h", 0, -1.0, float("nan"), "²"])
 def test_leads_that_are_no_time_span_are_refused(lead: str | float) -> None:
     with pytest.raises(InputError, match="accepted"):
-        hours(lead)
+        hours(lead, "lead")
 
 
 @pytest.mark.parametrize(("lead", "steps"), [(None, 1), ("24h", 1), ("2d", 2), (72, 3)])

@@ -134,8 +134,12 @@ def test_windows_share_no_observation_when_closed_on_one_side():
     assert right.frame["value"].tolist() == [2.0, 3.0]
     assert right.rejected["reason"][0] == "outside the window 2008-12-08T09:00..2008-12-08T15:00"
     assert len(right) + len(right.rejected) == 4
-    with pytest.raises(ValueError, match="two durations"):
-        obs.window("2008-12-08T12", "soon", "3h")
+    assert len(obs.window("2008-12-08T12", 3, 2.5)) == 2
+    for span, sentence in (("soon", "window 'soon' is not a time span"), ("-3h", "accepted is a positive time span")):
+        with pytest.raises(InputError, match=sentence):
+            obs.window("2008-12-08T12", span, "3h")
+    with pytest.raises(InputError, match="a window around 'noon'"):
+        obs.window("noon", "3h", "3h")
 
 
 def test_select_keeps_the_others_with_their_reason():

@@ -257,13 +257,46 @@ def test_recentring_is_only_where_the_guidance_knows_the_mean(small):
 
 
 @pytest.mark.parametrize(
+    ("part", "value", "sentence"),
+    [
+        ("y", torch.nan, "1 cannot be; accepted: finite values"),
+        ("variance", -1.0, "1 cannot be; accepted: values above 0, infinite where"),
+        ("variance", 0.0, "variance of"),
+        ("scale", torch.inf, "scale of"),
+    ],
+)
+def test_observations_that_are_none_are_refused_and_not_stood_still_on(small, part, value, sentence):
+    wrong = getattr(small.likelihood, part).clone()
+    wrong[1] = value
+    sampler = Sampler(LatentOptimization(GN), steps=1)
+    with pytest.raises(InputError, match=sentence):
+        sampler(small.prior, replace(small.likelihood, **{part: wrong}))
+    without = torch.where(torch.arange(len(wrong)) == 1, torch.inf, small.likelihood.variance)
+    assert sampler(small.prior, replace(small.likelihood, variance=without)).z.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda k: {"y": k.y[:-1]}, "variance came as"),
+        (lambda k: {"scale": 1.0}, "scale came as float"),
+        (lambda k: {"variance": k.variance.numpy()}, "variance came as ndarray"),
+        (lambda k: {"y": k.y.half()}, "beside y in torch.float16"),
+    ],
+)
+def test_a_likelihood_is_of_tensors_alike(small, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        replace(small.likelihood, **change(small.likelihood))
+
+
+@pytest.mark.parametrize(
     ("call", "sentence"),
     [
         (lambda p: Sampler(ObsFree(), block=0), "block = 0; accepted is a whole number of at least 1"),
         (lambda p: Sampler(ObsFree(), solver="euler"), "'euler' is unknown; accepted: renoise, ancestral"),
         (
             lambda p: run(ObsFree(), p, 0),
-            "members = 0; accepted: a number of at least 1, or different member numbers",
+            "members = 0; accepted: a number from 1 to 1000000, or different member numbers",
         ),
         (lambda p: run(ObsFree(), p, []), "members = []"),
         (lambda p: run(ObsFree(), p, [1, 1]), "members = [1, 1]"),

@@ -89,7 +89,8 @@ def align(
     fingerprint = {**states.fingerprint, "package": digest}
     if candidates_from is not None:
         check_source(Path(candidates_from), config, fingerprint)
-    get_solver(config.candidates.solver)  # an unknown one is refused before backgrounds are made
+    if config.candidates.solver != "auto":
+        get_solver(config.candidates.solver)  # an unknown one is refused before backgrounds are made
     with claimed(folder, config, fingerprint):
         if candidates_from is not None:
             take_candidates(Path(candidates_from), folder)

@@ -3,6 +3,7 @@
 Imports that take long are inside, so that ``lsda --help`` is quick.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from lsda_fast.cli.options import (
     pick_device,
     robust_of,
 )
-from lsda_fast.cli.terminal import progress, say
+from lsda_fast.cli.terminal import progress, say, warn
 from lsda_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ def assimilate(
         str, typer.Option(help="Observations count within this of the analysis time; or FIRST/LAST: all its states.")
     ] = "3h",
     members: Annotated[int, typer.Option(min=1, help="Ensemble size.")] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed; a member's numbers depend on it and on its number alone.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
+    recenter: Annotated[
+        bool,
+        typer.Option(help="Members about the average of their conditional means; else each depends on itself alone."),
+    ] = True,
+    background_check: Annotated[
+        float, typer.Option(min=0.0, help="Largest O-B, in climatological standard deviations; 0 for any.")
+    ] = 20.0,
     guidance: Annotated[str, typer.Option(help="lo, mmps, dps, repaint or none.")] = "lo",
     inner: Annotated[str, typer.Option(help="Inner solver of lo: gauss_newton, adam or lbfgs.")] = "gauss_newton",
     prior_covariance: Annotated[
@@ -79,7 +85,7 @@ def assimilate(
     from lsda_fast.package import Package
     from lsda_fast.window_assimilator import WindowAssimilator
 
-    check_output(output)
+    check_output(output, background, observations, fields, reference, held_out)
     if report is not None:
         check_plots(report)
     if preset is not None and (guidance, inner, prior_covariance, solver) != ("lo", "gauss_newton", None, "auto"):
@@ -95,7 +101,8 @@ def assimilate(
     settings |= {"start": start, "correction": correction, "robust": robust_of(robust)}
     table = _table(observations, fields)
     choice = (best_of, rewards, reference, held_out)
-    assimilator = kind(model, **settings, backend=backend, precision=precision)
+    check = background_check or None
+    assimilator = kind(model, **settings, backend=backend, precision=precision, background_check=check)
     candidates, choose = members, None
     if of_window:
         if any(option is not None for option in (time, *choice)):
@@ -106,13 +113,16 @@ def assimilate(
             raise InputError("--background did not come; accepted without one is --window FIRST/LAST")
         state = _state(background, time)
         candidates, choose = choice_of(model, state, members, *choice)
-        if "time" in state.coords and table.frame["time"].notna().any():
+        timed = table.frame["time"].notna().any()
+        if "time" in state.coords and timed:
             table = table.window(state["time"].values, window, window)
+        elif timed:
+            warn("the background has no time: observations of any time are used")
         given = {"observations": table, "background": state}
     if plan:
         say(str(assimilator.plan(members=candidates, **given)))
         return
-    result = _run(assimilator, given, candidates, seed)
+    result = _run(assimilator, given, candidates, seed, recenter)
     result = result if choose is None else choose(result)
     paths = result.save(output)
     used = result.departures[result.departures["used"]]
@@ -122,6 +132,9 @@ def assimilate(
         f"backend {assimilator.backend.name} ({assimilator.backend.reason}); "
         f"departures in {paths[1]}"
     )
+    unused = Counter(result.departures.loc[~result.departures["used"], "reason"])
+    if unused:
+        say("not used: " + "; ".join(f"{count} ({reason})" for reason, count in unused.most_common(3)))
     if result.candidates is not None:
         say(f"{paths[2]}: rewards of {candidates} candidates, the best {members} kept")
     if report is not None:
@@ -161,9 +174,10 @@ def _state(path: str, time: str | None) -> Any:
     return select_time(_opened(path), time)
 
 
-def _run(assimilator: Any, given: dict[str, Any], members: int, seed: int) -> "Analysis":
+def _run(assimilator: Any, given: dict[str, Any], members: int, seed: int, recenter: bool) -> "Analysis":
     """The analysis, with progress where blocks are not captured as graphs."""
     with progress() as update:
         look = lambda s: update("assimilate", s.level.index + 1, s.levels, {"members": f"{s.members[0]}.."})  # noqa: E731
         captured = assimilator.engine.graphs is not None
-        return assimilator(**given, members=members, seed=seed, on_step=None if captured else look)
+        on_step = None if captured else look
+        return assimilator(**given, members=members, seed=seed, recenter=recenter, on_step=on_step)

@@ -39,8 +39,8 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a package: autoencoder, then forecast model, background statistics and denoiser, or a prior of windows."""
+    from lsda_fast.calendar import hours
     from lsda_fast.datasets import open_states
-    from lsda_fast.forecast import hours
     from lsda_fast.training.config import load_config
     from lsda_fast.training.pipeline import train as run
 
@@ -48,7 +48,7 @@ def train(
         config,
         train=period_of(train_period, "--train"),
         validate=period_of(validate_period, "--validate"),
-        lead_hours=None if lead is None else hours(lead),
+        lead_hours=None if lead is None else hours(lead, "lead"),
         variables=None if variables is None else variables.split(","),
         seed=seed,
     )
@@ -80,14 +80,14 @@ def align(
     """Align a package's prior with rewards: candidates, preference pairs, fine-tuning."""
     from lsda_fast.alignment.config import load_config
     from lsda_fast.alignment.pipeline import align as run
+    from lsda_fast.calendar import hours
     from lsda_fast.datasets import open_states
-    from lsda_fast.forecast import hours
 
     settings = load_config(
         config,
         rewards=None if rewards is None else [name.strip() for name in rewards.split(",")],
         period=period_of(period, "--period"),
-        lead_hours=None if lead is None else hours(lead),
+        lead_hours=None if lead is None else hours(lead, "lead"),
         seed=seed,
     )
     dataset = open_states(data if len(data) > 1 else data[0])
@@ -124,7 +124,7 @@ def forecast(
     from lsda_fast.forecast import forecast as run
     from lsda_fast.package import Package
 
-    check_output(output)
+    check_output(output, initial)
     state = run(Package.load(package).to(pick_device(device)), open_states(initial), lead=lead, time=time)
     write_dataset(state, output)
     say(f"{output}: forecast valid at {state['time'].values.astype('datetime64[m]')}")

@@ -88,14 +88,16 @@ def pick_device(name: str) -> str:
     return name
 
 
-def check_output(path: Path) -> None:
-    """Refuse before the work what cannot be written after it."""
-    if path.suffix not in (".nc", ".zarr"):
-        raise InputError(f"--output {path}; accepted are names that end in .nc or .zarr")
-    if not path.parent.is_dir():
-        raise InputError(f"--output {path}: its folder does not exist")
-    if not os.access(path.parent, os.W_OK) or (path.suffix == ".nc" and path.is_dir()):
-        raise InputError(f"--output {path} cannot be written; accepted is a file in a folder that is open to writing")
+def check_output(path: Path, *inputs: str | Path | None) -> None:
+    """Refuse before the work what cannot be written after it, and to write over what is read."""
+    from lsda_fast.datasets import check_writable
+
+    try:
+        check_writable(path)
+    except InputError as error:
+        raise InputError(f"--output {error}") from error
+    if any(given is not None and Path(given).resolve() == path.resolve() for given in inputs):
+        raise InputError(f"--output {path} is an input; accepted is another name")
 
 
 def check_plots(folder: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["print_rows", "print_table", "progress", "say", "stderr"]
+__all__ = ["print_rows", "print_table", "progress", "say", "stderr", "warn"]
 
 stdout, stderr = Console(), Console(stderr=True)
 
@@ -17,6 +18,11 @@ stdout, stderr = Console(), Console(stderr=True)
 def say(text: str) -> None:
     """A line of the result; a path is printed as it is, however long and with whatever brackets."""
     stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line beside the result."""
+    stderr.print(f"lsda: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(table: Any, title: str) -> None:
@@ -27,7 +33,9 @@ def print_table(table: Any, title: str) -> None:
     for key, row in table.iterrows():
         cells = ("" if v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
         shown.add_row(*(escape(cell) for cell in (str(key), *cells)))
-    stdout.print(shown)
+    # Numbers are shown whole, on lines longer than the terminal where need be.
+    wide = max(stdout.width, Measurement.get(stdout, stdout.options.update(width=1000), shown).maximum)
+    stdout.print(shown, width=wide, crop=False, soft_wrap=True)
 
 
 def print_rows(rows: Iterable[Iterable[object]], header: tuple[str, ...] = ()) -> None:

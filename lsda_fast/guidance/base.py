@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.diffusion.schedule import Level
+from lsda_fast.errors import InputError
 from lsda_fast.kernels.obs_residual import Departures, departures
 from lsda_fast.kernels.robust import Robust, arguments, check, stages, weigh
 from lsda_fast.prior import Derivative, Linearization, Prior, observe
@@ -72,6 +73,26 @@ class Likelihood:
 
     def __post_init__(self) -> None:
         check(self.robust)
+        parts = {"y": self.y, "variance": self.variance, "scale": self.scale}
+        for name, part in parts.items():
+            if not isinstance(part, Tensor) or part.ndim != 1 or part.shape != self.y.shape:
+                came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                raise InputError(f"{name} came as {came}; accepted: tensors (P,), y, variance and scale alike")
+            if part.dtype != self.y.dtype or not part.is_floating_point():
+                raise InputError(f"{name} is {part.dtype} beside y in {self.y.dtype}; accepted: real, all alike")
+
+    def check_values(self) -> None:
+        """InputError for what a minimisation could only stand still on; asks the host."""
+        bad = {
+            "y": (~self.y.isfinite(), "finite values"),
+            "variance": (~(self.variance > 0), "values above 0, infinite where an observation has no weight"),
+            "scale": (~(self.scale > 0) | ~self.scale.isfinite(), "finite values above 0"),
+        }
+        # One question for all.
+        counts = torch.stack([found.sum() for found, _ in bad.values()]).tolist()
+        for (name, (_, accepted)), count in zip(bad.items(), counts):
+            if count:
+                raise InputError(f"{name} of {len(self.y)} observations: {count} cannot be; accepted: {accepted}")
 
     def residual(self, prior: Prior) -> Observed:
         """z -> d, shape (M, P), before any weight."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lsda_fast.calendar import hours
 from lsda_fast.errors import InputError
 from lsda_fast.observations import columns
 from lsda_fast.observations.columns import COLUMNS, reject
@@ -132,7 +133,7 @@ class Observations:
         Parameters
         ----------
         time : anything pandas.Timestamp takes
-        before, after : anything pandas.Timedelta takes, such as "3h"
+        before, after : hours, or anything pandas.Timedelta takes, such as "3h"
         closed : {"both", "left", "right", "neither"}
             Which ends belong to the window. Windows that follow each other take "right", so that an
             observation on the seam is used once.
@@ -147,10 +148,9 @@ class Observations:
         try:
             middle = pd.Timestamp(time)
             middle = middle if middle.tzinfo is None else middle.tz_convert("UTC").tz_localize(None)
-            start, end = middle - pd.Timedelta(before), middle + pd.Timedelta(after)
         except (ValueError, TypeError) as error:
-            given = f"window({time!r}, before={before!r}, after={after!r})"
-            raise InputError(f"{given} given; accepted: a time and two durations such as '3h'") from error
+            raise InputError(f"a window around {time!r}; accepted: a time such as 2008-12-08T12") from error
+        start, end = middle - _span(before), middle + _span(after)
         t = self.frame["time"]
         after_start = t >= start if closed in ("both", "left") else t > start
         before_end = t <= end if closed in ("both", "right") else t < end
@@ -175,6 +175,10 @@ class Observations:
         parts = [part for part in (self.rejected, gone) if len(part)]
         rejected = pd.concat(parts, ignore_index=True) if parts else self.rejected
         return Observations(_pick(self.frame, keep), rejected)
+
+
+def _span(value: Any) -> pd.Timedelta:
+    return pd.Timedelta(0) if value in (0, "0", "0h") else pd.Timedelta(hours=hours(value, "window"))
 
 
 def _pick(frame: pd.DataFrame, mask: np.ndarray) -> pd.DataFrame:

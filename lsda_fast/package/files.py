@@ -52,7 +52,10 @@ def _write_files(
         file = folder / f"{name}.safetensors"
         save_file({key: _stored(value, dtype) for key, value in module.state_dict().items()}, file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
+    record = folder / "manifest.json"
+    record.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
+    for name in files:  # safetensors keeps its files to the one who wrote them
+        os.chmod(folder / name, record.stat().st_mode)
 
 
 def _put_in_place(folder: Path, path: Path) -> None:
