@@ -95,9 +95,9 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
     weights = np.ones(layout.shape[1])  # a regional set in the prototype's plain normalised RMSE
     rows = []
     for fraction in arguments.fractions:
-        scores = {name: Scores(layout.names, weights) for name in ("background", "OI", *arguments.methods)}
-        series: dict[str, list[float]] = {name: [] for name in scores}
-        seconds = dict.fromkeys(scores, 0.0)
+        scores: dict[str, Scores] = {}
+        series: dict[str, list[float]] = {name: [] for name in ("background", "OI", *arguments.methods)}
+        seconds = dict.fromkeys(series, 0.0)
         for date in dates:
             x = states.x[date]
             before = int(states.before[date])
@@ -112,6 +112,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
             begin = time.perf_counter()
             x_a, members = oi.analysis(x_b, H, y - operator.offset, variance, members=arguments.members, seed=int(date))
             results = {"background": x_b[None], "OI": members - members.mean(0) + x_a}
+            kinds = {"background": "independent", "OI": "recentred"}
             seconds["OI"] += time.perf_counter() - begin
             error = operator.representativeness(torch.as_tensor(package.reconstruction_error))
             likelihood = Likelihood(
@@ -125,12 +126,13 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
                 prior = package.prior(x_b, correction=not arguments.no_correction)
                 stop = None if rho is None else prior.schedule.time(rho)
                 sampler = Sampler(guidance, steps=steps, stop=stop, block=16)
-                z = sampler(prior, likelihood, members=arguments.members, seed=int(date)).z
+                samples = sampler(prior, likelihood, members=arguments.members, seed=int(date))
                 with torch.no_grad():
-                    results[name] = prior.decode(z)
+                    results[name], kinds[name] = prior.decode(samples.z), samples.ensemble
                 seconds[name] += time.perf_counter() - begin
             for name, ensemble in results.items():
-                scores[name].add(ensemble.numpy(), x.numpy())
+                mine = scores.setdefault(name, Scores(layout.names, weights, kind=kinds[name]))
+                mine.add(ensemble.numpy(), x.numpy())
                 series[name].append(float((ensemble.mean(0) - x).square().mean().sqrt()))
         for name, score in scores.items():
             total = score.table().loc["normalized"]

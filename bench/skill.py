@@ -20,7 +20,7 @@ from lsda_fast.datasets import open_states
 from lsda_fast.guidance import DPS, MMPS, GaussNewton, Guidance, LatentOptimization, ObsFree, Repaint
 from lsda_fast.package import Package
 from lsda_fast.twin import column_observations, twins
-from lsda_fast.verification import Scores, paired_bootstrap
+from lsda_fast.verification import Scores, kind_of, paired_bootstrap
 
 LO = LatentOptimization(GaussNewton(outer=1, cg=3, halvings=0, precondition=10))
 METHODS: dict[str, tuple[Guidance, int, bool]] = {
@@ -73,20 +73,21 @@ def run_cases(package, nature, arguments):  # type: ignore[no-untyped-def]
                 seed=number,
                 time=truth["time"].values,
             )
-            results = {"background": (x_b[None], 0.0)}
+            results = {"background": (x_b[None], 0.0, "independent")}
             for name in arguments.methods:
                 guidance, steps, correction = METHODS[name]
                 kept = arguments.work / f"{number}_{fraction}_{name.replace(' ', '_')}_{arguments.members}.npz"
                 if kept.exists():
                     with np.load(kept) as file:
-                        results[name] = file["ensemble"], float(file["seconds"])
+                        results[name] = file["ensemble"], float(file["seconds"]), str(file["kind"])
                     continue
                 begin = time.perf_counter()
                 result = Assimilator(package, guidance, steps=steps, correction=correction)(
                     background, observations, members=arguments.members, seed=number
                 )
-                results[name] = (package.layout.to_array(result.analysis), time.perf_counter() - begin)
-                np.savez(kept, ensemble=results[name][0], seconds=results[name][1])
+                seconds, kind = time.perf_counter() - begin, kind_of(result.analysis)
+                results[name] = (package.layout.to_array(result.analysis), seconds, kind)
+                np.savez(kept, ensemble=results[name][0], seconds=seconds, kind=kind)
             print(f"state {number + 1} of {arguments.states}, {fraction:.0%}", flush=True)
             yield fraction, x, results
 
@@ -102,7 +103,7 @@ def summarise(package: Package, cases: list) -> list[dict]:
         base: pd.DataFrame | None = None
         series: dict[str, np.ndarray] = {}
         for name in mine[0][1]:
-            scores = Scores(layout.names, weights, std)
+            scores = Scores(layout.names, weights, std, kind=mine[0][1][name][2])
             errors = []
             for x, results in mine:
                 scores.add(results[name][0], x)

@@ -136,8 +136,8 @@ def measured(
 ) -> dict[str, Any]:
     """Scores and seconds of one window."""
     states, seconds = analysed(package, way, count, truth(), degradation, **how)
-    opposite = way.sampler["guidance"].antithetic and how["members"] > 1
-    return scores(package, states, truth(), opposite=opposite) | {"seconds": seconds, "members": how["members"]}
+    kind = "opposite pairs" if way.sampler["guidance"].antithetic and how["members"] > 1 else "independent"
+    return scores(package, states, truth(), kind=kind) | {"seconds": seconds, "members": how["members"]}
 
 
 def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[str, Any]]]) -> dict[str, Any]:

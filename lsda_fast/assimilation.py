@@ -170,6 +170,7 @@ class Assimilation:
         attrs = {
             "source": "lsda_fast analysis",
             "seed": seed,
+            "ensemble": samples.ensemble,
             "settings": repr(self.sampler.guidance),
             "observation_cost": "Gaussian" if self.robust is None else repr(self.robust),
             "backend": self.backend.name,

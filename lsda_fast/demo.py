@@ -23,7 +23,7 @@ from lsda_fast.guidance import DPS, Guidance, ObsFree, Repaint
 from lsda_fast.package import Package
 from lsda_fast.presets import sampler_preset
 from lsda_fast.twin import column_observations
-from lsda_fast.verification import Scores
+from lsda_fast.verification import Scores, kind_of
 
 __all__ = ["DemoResult", "built_in_package", "built_in_states", "demo_case", "run"]
 
@@ -98,7 +98,8 @@ def run(
         rows, seconds = dict(scores), {"background": 0.0}
         for name, (guidance, steps) in METHODS.items():
             result = Assimilator(package, guidance, steps=steps)(background, observations, members=members, seed=seed)
-            rows[name], seconds[name] = _scores(package, layout.to_array(result.analysis), x), result.seconds
+            x_a, seconds[name] = layout.to_array(result.analysis), result.seconds
+            rows[name] = _scores(package, x_a, x, kind_of(result.analysis))
             done += 1
             if progress:
                 progress("demo", done, total, {"observed": f"{fraction:.0%}", "method": name})
@@ -131,9 +132,9 @@ def demo_case(package: Package, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     return truth, forecast(package, initial)
 
 
-def _scores(package: Package, ensemble: np.ndarray, truth: np.ndarray) -> pd.DataFrame:
+def _scores(package: Package, ensemble: np.ndarray, truth: np.ndarray, kind: str = "independent") -> pd.DataFrame:
     layout = package.layout
-    scores = Scores(layout.names, layout.grid.area_weights, np.asarray(package.normalization.std))
+    scores = Scores(layout.names, layout.grid.area_weights, np.asarray(package.normalization.std), kind=kind)
     return scores.add(ensemble, truth).table()
 
 

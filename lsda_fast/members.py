@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 
-__all__ = ["member_numbers", "recentred"]
+__all__ = ["in_pairs", "member_numbers", "recentred"]
 
 MOST = 1_000_000
 
@@ -38,6 +38,11 @@ def recentred(z: Tensor, means: Sequence[Tensor], members: Sequence[int], *, ant
     """The members z (M, *latent) about the average of ``means``, one a member."""
     scale = _pair_scale(members) if antithetic else 1.0
     return torch.stack(list(means)).mean(0) + scale * (z - z.mean(0))
+
+
+def in_pairs(members: Sequence[int]) -> bool:
+    """Whether every member is followed or preceded by its opposite, the first two, the next two, ..."""
+    return not len(members) % 2 and all(a ^ 1 == b for a, b in zip(members[::2], members[1::2]))
 
 
 def _pair_scale(members: Sequence[int]) -> float:

@@ -24,7 +24,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.diffusion.solvers import Langevin, Solver, get_solver
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance.base import STREAMS, Context, Estimate, Guidance, Likelihood
-from lsda_fast.members import member_numbers, recentred
+from lsda_fast.members import in_pairs, member_numbers, recentred
 from lsda_fast.prior import Prior
 
 __all__ = ["Sampler", "Samples", "Step"]
@@ -55,11 +55,14 @@ class Samples:
     members : tuple of int
     evaluations : Counter
         Network evaluations and derivatives, by members.
+    ensemble : str
+        What the members are, one of ``scores.ENSEMBLES``.
     """
 
     z: Tensor
     members: tuple[int, ...]
     evaluations: Counter[str]
+    ensemble: str = "independent"
 
 
 class Sampler:
@@ -180,9 +183,11 @@ class Sampler:
                 f"members {bad} of seed {seed} are not finite with {self.guidance} in {self.steps} steps"
             )
         means = [results[member][1] for member in ids]
+        pairs = "opposite pairs" if self.guidance.antithetic and in_pairs(ids) else ""
         if recenter and len(ids) > 1 and all(mean is not None for mean in means):
             z = recentred(z, means, ids, antithetic=self.guidance.antithetic)
-        return Samples(z, ids, Counter(prior.evaluations))
+            return Samples(z, ids, Counter(prior.evaluations), f"recentred {pairs}".strip())
+        return Samples(z, ids, Counter(prior.evaluations), pairs or "independent")
 
     def inputs(self, prior: Prior, likelihood: Likelihood) -> list[Tensor]:
         """The tensors of one analysis that a block reads, once it is prepared, in an order of their own.

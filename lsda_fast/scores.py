@@ -13,9 +13,12 @@ Rasp et al. 2024 (WeatherBench2); Fortin et al. 2014 (spread and skill); Ferro 2
 (Qu et al. 2024), exact in one dimension, without area weights. Where the truth is
 missing (NaN) nothing is scored; a member missing elsewhere is refused.
 
-These hold for members that are independent draws. Of draws in pairs of opposite noise (``opposite``: the first two,
-the next two, ...) the CRPS leaves the distances within pairs out, sum_mn over different pairs / (2 M (M-2)); one pair
-alone, x +- d, has that of a Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum.
+These hold for members that are independent draws. Others (``ENSEMBLES``) are told apart, so that their scores have the
+same expectation. In *opposite pairs* (the first two, the next two, ...) noise comes with its opposite: the CRPS leaves
+the distances within pairs out, sum_mn over different pairs / (2 M (M-2)), and one pair alone, x +- d, has that of a
+Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum. *Recentred* members stand about the average of their conditional
+means (``members.recentred``): draws are the mean + sqrt(M/(M-1)) (x_m - mean). The mean of either has no sampling noise
+to speak of: spread_skill is spread / rmse, of pairs that are not recentred sqrt((M-1)/M) of it.
 """
 
 import numpy as np
@@ -24,6 +27,7 @@ from numpy.typing import ArrayLike
 from lsda_fast.errors import InputError
 
 __all__ = [
+    "ENSEMBLES",
     "bias",
     "checked_errors",
     "checked_std",
@@ -41,6 +45,9 @@ __all__ = [
     "weighted_mean",
     "weighted_sum",
 ]
+
+
+ENSEMBLES = ("independent", "opposite pairs", "recentred", "recentred opposite pairs")
 
 
 def rmse(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
@@ -73,7 +80,7 @@ def mae(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray
     return weighted_mean(np.abs(checked_errors(estimate, truth, weights)), weights)
 
 
-def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, opposite: bool = False) -> np.ndarray:
+def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent") -> np.ndarray:
     """Fair continuous ranked probability score, (C,), in the units of the fields.
 
     Parameters
@@ -81,14 +88,14 @@ def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, opposite:
     ensemble : (M, ..., C, H, W); one member gives the mean absolute error.
     truth : (..., C, H, W).
     weights : (H,) area weights.
-    opposite : members are pairs of opposite noise.
+    kind : what the members are, one of `ENSEMBLES`.
 
     Raises
     ------
     InputError
-        As `rmse`; members that are not finite are named by number; an odd number of members in pairs.
+        As `rmse`; members that are not finite are named by number; another kind, or an odd number of members in pairs.
     """
-    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True), opposite), weights)
+    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True), kind), weights)
 
 
 def wasserstein(ensemble: ArrayLike, truth: ArrayLike) -> np.ndarray:
@@ -138,15 +145,30 @@ def spread(ensemble: ArrayLike, weights: ArrayLike) -> np.ndarray:
     return np.sqrt(weighted_mean(ensemble_variance(checked_errors(ensemble, truth, weights, members=True)), weights))
 
 
-def spread_skill(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray:
+def spread_skill(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent") -> np.ndarray:
     """sqrt((M+1)/M) times spread over the RMSE of the ensemble mean, (C,): 1 for a reliable ensemble.
 
-    Arguments and errors as in `crps` and `spread`; NaN where the mean has no error at all.
+    With the factor of its kind (see the module). Arguments and errors as in `crps` and `spread`; NaN where
+    the mean has no error at all.
     """
     errors = checked_errors(ensemble, truth, weights, members=True)
-    M = errors.shape[0]
     variance = weighted_mean(ensemble_variance(errors), weights)
-    return np.sqrt((M + 1) / M * safe_ratio(variance, weighted_mean(errors.mean(0) ** 2, weights)))
+    return np.sqrt(mean_noise(len(errors), kind) * safe_ratio(variance, weighted_mean(errors.mean(0) ** 2, weights)))
+
+
+def mean_noise(members: int, kind: str) -> float:
+    """The mean square error of the mean of a reliable ensemble, over its variance with M - 1 below it."""
+    M = members
+    return {"independent": (M + 1) / M, "opposite pairs": (M - 1) / M}.get(checked_kind(kind, M), 1.0)
+
+
+def checked_kind(kind: str, members: int) -> str:
+    """The kind; InputError for one that is unknown, or that so many members cannot be."""
+    if kind not in ENSEMBLES:
+        raise InputError(f"an ensemble of kind {kind!r} came; accepted: {', '.join(ENSEMBLES)}")
+    if "pairs" in kind and members > 1 and members % 2:
+        raise InputError(f"{members} members came in pairs of opposite noise, an even number is accepted")
+    return kind
 
 
 def normalized_rmse(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike, std: ArrayLike) -> float:
@@ -236,19 +258,26 @@ def ensemble_variance(errors: np.ndarray) -> np.ndarray:
     return errors.var(axis=0, ddof=1)
 
 
-def crps_field(errors: np.ndarray, opposite: bool = False) -> np.ndarray:
+def crps_field(errors: np.ndarray, kind: str = "independent") -> np.ndarray:
     """Fair CRPS at each cell from the errors (M, ...); the sum over all distances needs only a sort."""
-    M = len(errors)
-    score = np.abs(errors).mean(0)
-    if opposite and M % 2:
-        raise InputError(f"{M} members came in pairs of opposite noise, an even number is accepted")
+    M, opposite = len(errors), "pairs" in checked_kind(kind, len(errors))
     if M == 1:
-        return score
-    within = np.abs(errors[::2] - errors[1::2]).sum(0) if opposite else 0.0
-    if opposite and M == 2:
-        return score - within / 8**0.5
-    distances = np.tensordot(2.0 * np.arange(M) - M + 1, np.sort(errors, axis=0), axes=1)
-    return score - (distances - within) / (M * (M - 2 if opposite else M - 1))
+        return np.abs(errors[0])
+    draws = errors
+    if "recentred" in kind:
+        mean = errors.mean(0)
+        draws = mean + (M / (M - 1)) ** 0.5 * (errors - mean)
+    score = np.abs(draws).mean(0)
+    if not opposite:  # distances of independent members are those of draws, wherever their mean is
+        return score - _distances(errors) / (M * (M - 1))
+    within = np.abs(draws[::2] - draws[1::2]).sum(0)
+    return score - (within / 8**0.5 if M == 2 else (_distances(draws) - within) / (M * (M - 2)))
+
+
+def _distances(errors: np.ndarray) -> np.ndarray:
+    """1/2 sum_mn |x_m - x_n|."""
+    M = len(errors)
+    return np.tensordot(2.0 * np.arange(M) - M + 1, np.sort(errors, axis=0), axes=1)
 
 
 def checked_std(std: ArrayLike, C: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from lsda_fast.scores import (
     crps_field,
     ensemble_variance,
     mae,
+    mean_noise,
     normalized_rmse,
     rank_histogram,
     rmse,
@@ -47,6 +48,7 @@ __all__ = [
     "bias",
     "by_lead",
     "crps",
+    "kind_of",
     "mae",
     "normalized_rmse",
     "paired_bootstrap",
@@ -67,12 +69,16 @@ class Scores:
     channels : names of the C channels.
     weights : (H,) area weights.
     std : (C,) scale of the "normalized" row; None takes the standard deviation of the truths themselves.
+    kind : what the members are, one of `scores.ENSEMBLES`.
     """
 
-    def __init__(self, channels: Sequence[str], weights: ArrayLike, std: ArrayLike | None = None) -> None:
+    def __init__(
+        self, channels: Sequence[str], weights: ArrayLike, std: ArrayLike | None = None, *, kind: str = "independent"
+    ) -> None:
         self.channels = tuple(channels)
         self.weights = np.asarray(weights, dtype=np.float64)
         self.std = None if std is None else checked_std(std, len(self.channels))
+        self.kind = kind
         self.members = 0
         self.cases = 0
         self._offset = np.zeros(len(self.channels))
@@ -102,7 +108,7 @@ class Scores:
         values = values - self._offset[:, None, None]
         mean = errors.mean(0)
         variance = ensemble_variance(errors) if M > 1 else np.zeros_like(mean)
-        fields = (mean**2, mean, np.abs(mean), crps_field(errors), variance, values, values**2)
+        fields = (mean**2, mean, np.abs(mean), crps_field(errors, self.kind), variance, values, values**2)
         self._sums += np.stack([weighted_sum(field, self.weights)[0] for field in fields])
         self._weight += weighted_sum(mean, self.weights)[1]
         self._distances.append(wasserstein(ensemble, truth))
@@ -134,7 +140,7 @@ class Scores:
         rows = np.concatenate([rows, (rows / scale)[:, scored].mean(1, keepdims=True)], axis=1)
         if self.members < 2:
             rows[4] = np.nan
-        ratio = np.sqrt((self.members + 1) / self.members * safe_ratio(rows[4], rows[0]))
+        ratio = np.sqrt(mean_noise(self.members, self.kind) * safe_ratio(rows[4], rows[0]))
         columns = (np.sqrt(rows[0]), rows[1], rows[2], rows[3], np.sqrt(rows[4]), ratio, rows[5])
         frame = pd.DataFrame(
             dict(zip(("rmse", "bias", "mae", "crps", "spread", "spread_skill", "wasserstein"), columns)),
@@ -144,13 +150,20 @@ class Scores:
         return frame
 
 
+def kind_of(analysis: xr.Dataset) -> str:
+    """What the members of an analysis are, as its attribute ``ensemble`` says; of a choice of them, what is left."""
+    kind = str(analysis.attrs.get("ensemble", "independent"))
+    alone = analysis.sizes.get("member", 1) % 2
+    return kind if not alone else {"opposite pairs": "independent"}.get(kind, kind.replace(" opposite pairs", ""))
+
+
 def by_lead(
     ensemble: ArrayLike,
     truth: ArrayLike,
     weights: ArrayLike,
     std: ArrayLike | None = None,
     *,
-    opposite: bool = False,
+    kind: str = "independent",
 ) -> pd.DataFrame:
     """RMSE of the mean and CRPS for every state of a window.
 
@@ -160,7 +173,7 @@ def by_lead(
     truth : (T, C, H, W)
     weights : (H,) area weights.
     std : (C,) scale of the channels; their own units when not given.
-    opposite : members are pairs of opposite noise.
+    kind : what the members are, one of `scores.ENSEMBLES`.
 
     Returns
     -------
@@ -171,8 +184,7 @@ def by_lead(
     mean = ensemble.mean(0)
     rows = {
         "rmse": np.stack([rmse(x, y, weights) for x, y in zip(mean, truth)]) / scale,
-        "crps": np.stack([crps(x, y, weights, opposite=opposite) for x, y in zip(ensemble.swapaxes(0, 1), truth)])
-        / scale,
+        "crps": np.stack([crps(x, y, weights, kind=kind) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
     }
     frames = {name: pd.DataFrame(values) for name, values in rows.items()}
     return pd.concat(frames, axis=1).rename_axis(index="state", columns=("score", "channel"))
@@ -196,7 +208,8 @@ def verify(
 
     Parameters
     ----------
-    analysis, truth : datasets ([member,] [time,] [level,] latitude, longitude) as from `open_states`.
+    analysis, truth : datasets ([member,] [time,] [level,] latitude, longitude) as from `open_states`; the attribute
+        ``ensemble`` of an analysis says what its members are (`scores.ENSEMBLES`), independent draws without it.
         The variables and levels that both have are scored, at the points and times of the analysis and in
         the units of the truth, which may cover more. They are read time by time, so that both may be larger
         than the memory.
@@ -226,7 +239,7 @@ def verify(
         raise InputError(f"the truth has {truth.sizes['member']} members, one is accepted")
     truth = truth.isel(member=0, drop=True) if "member" in truth.dims else truth
     std = None if normalization is None else normalization.std
-    scores = Scores(layout.names, layout.grid.area_weights, std)
+    scores = Scores(layout.names, layout.grid.area_weights, std, kind=kind_of(analysis))
     for one, other in _paired_times(analysis, truth):
         fields = layout.to_array(one, missing="mask")
         scores.add(fields if fields.ndim == 4 else fields[None], layout.to_array(other, missing="mask"))

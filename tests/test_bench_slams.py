@@ -112,7 +112,7 @@ def test_members_are_draws_whatever_their_number(tmp_path: Path, members: int) -
         y = spread * random.standard_normal((1, *layout.shape))
         pairs = [spread * random.standard_normal((1, *layout.shape)) for _ in range((members + 1) // 2)]
         draws = np.stack([sign * draw for draw in pairs for sign in (1, -1)][:members]) - y
-        found.append(scores(ours, draws, truth, opposite=members > 1))
+        found.append(scores(ours, draws, truth, kind="opposite pairs" if members > 1 else "independent"))
     member = np.sqrt(np.mean([s["member_rmse"]["t850"] ** 2 for s in found]))
     crps = np.mean([s["crps"]["t850"] for s in found])
     assert member == pytest.approx(np.sqrt(2), rel=0.01)

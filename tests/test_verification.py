@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from scipy.stats import norm, wasserstein_distance
 
 from lsda_fast import verification as V
 from lsda_fast.errors import InputError
+from lsda_fast.members import recentred
+from lsda_fast.scores import ENSEMBLES
 
 DATA = Path(os.environ.get("LSDA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 ONE = np.ones(1)
@@ -47,19 +50,32 @@ def test_fair_crps_does_not_depend_on_the_number_of_members():
 
 
 @pytest.mark.parametrize("M", [2, 4, 8])
-def test_crps_of_opposite_pairs_is_that_of_independent_draws(M):
-    """Of a Gaussian posterior that the truth is drawn from too: 1 / sqrt(pi) of its spread."""
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_an_ensemble_of_any_kind_scores_as_independent_draws_do(kind, M):
+    """Of a Gaussian posterior that the truth is drawn from too: CRPS 1 / sqrt(pi) of its spread, spread as large."""
     random = np.random.default_rng(0)
-    half = random.normal(size=(M // 2, 1, 1, 1, 200_000))
-    pairs = np.concatenate([half, -half], axis=1).reshape(M, 1, 1, -1)
+    draws = torch.from_numpy(random.normal(size=(M, 1, 1, 200_000)))
+    if "pairs" in kind:
+        draws[1::2] = -draws[::2]
+    if "recentred" in kind:
+        draws = recentred(draws, [torch.zeros(1, 1, 200_000)] * M, range(M), antithetic="pairs" in kind)
     truth = random.normal(size=(1, 1, 200_000))
-    assert V.crps(pairs, truth, ONE, opposite=True)[0] == pytest.approx(np.pi**-0.5, rel=0.01)
-    assert V.crps(pairs, truth, ONE)[0] < 0.96 * np.pi**-0.5
+    assert V.crps(draws, truth, ONE, kind=kind)[0] == pytest.approx(np.pi**-0.5, rel=0.01)
+    assert V.spread_skill(draws, truth, ONE, kind=kind)[0] == pytest.approx(1, rel=0.01)
+    table = V.Scores(["a"], ONE, kind=kind).add(draws, truth).table()
+    assert table.loc["a", "crps"] == V.crps(draws, truth, ONE, kind=kind)[0]
+    assert table.loc["a", "spread_skill"] == pytest.approx(V.spread_skill(draws, truth, ONE, kind=kind)[0])
+    if "pairs" in kind:
+        assert V.crps(draws, truth, ONE)[0] < 0.98 * np.pi**-0.5
 
 
-def test_opposite_pairs_are_an_even_number():
-    with pytest.raises(InputError, match="3 members came in pairs"):
-        V.crps(np.zeros((3, 1, 1, 2)), np.zeros((1, 1, 2)), ONE, opposite=True)
+@pytest.mark.parametrize(("kind", "M", "sentence"), [
+    ("opposite pairs", 3, "3 members came in pairs of opposite noise"),
+    ("twins", 2, "an ensemble of kind 'twins' came; accepted: independent, opposite pairs"),
+])  # fmt: skip
+def test_kinds_of_ensembles_that_cannot_be(kind, M, sentence):
+    with pytest.raises(InputError, match=sentence):
+        V.crps(np.zeros((M, 1, 1, 2)), np.zeros((1, 1, 2)), ONE, kind=kind)
 
 
 def test_crps_of_one_member_is_the_mean_absolute_error():

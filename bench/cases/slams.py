@@ -156,10 +156,10 @@ def analysed(
     return states, time.perf_counter() - begin
 
 
-def scores(package: Package, states: np.ndarray, truth: Truth, *, opposite: bool) -> dict[str, Any]:
+def scores(package: Package, states: np.ndarray, truth: Truth, *, kind: str) -> dict[str, Any]:
     """Wasserstein distance, RMSE and CRPS of the state's channels, in units of their climatological spread.
 
-    ``opposite``: members are pairs of opposite noise.
+    ``kind``: what the members are, one of ``lsda_fast.scores.ENSEMBLES``.
     """
     state = list(Extras.of(package).state)
     weights, std = package.layout.grid.area_weights, np.asarray(package.normalization.std)[state]
@@ -169,9 +169,9 @@ def scores(package: Package, states: np.ndarray, truth: Truth, *, opposite: bool
         "wasserstein": wasserstein(x, y) / std,
         "rmse": rmse(x.mean(0), y, weights) / std,
         "member_rmse": rmse(x, np.broadcast_to(y, x.shape), weights) / std,
-        "crps": crps(x, y, weights, opposite=opposite) / std,
+        "crps": crps(x, y, weights, kind=kind) / std,
     }
-    leads = by_lead(x, y, weights, std, opposite=opposite)
+    leads = by_lead(x, y, weights, std, kind=kind)
     result: dict[str, Any] = {score: dict(zip(names, values.tolist())) for score, values in found.items()}
     result["rmse_by_lead"] = np.sqrt((leads["rmse"] ** 2).mean(axis=1)).tolist()
     result["crps_by_lead"] = leads["crps"].mean(axis=1).tolist()

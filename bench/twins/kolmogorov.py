@@ -150,14 +150,15 @@ def main() -> None:
         start = time.process_time()
         prior = model.trajectory(T, correction=correction)
         likelihoods = [Likelihood(operator, values, full(ERROR**2), full(1.0)) for values in y]
-        drawn = [prior.decode(sampler()(prior, each, members=arguments.members).z) for each in likelihoods]
+        samples = [sampler()(prior, each, members=arguments.members) for each in likelihoods]
+        drawn = [prior.decode(each.z) for each in samples]
         seconds = (time.process_time() - start) / arguments.cases
         errors = torch.stack(drawn) - truth[:, None]
         tell(
             method=name,
             rmse=float(errors.mean(1).square().mean().sqrt()),
             rmse_at_observed_times=float(errors[:, :, ::2].mean(1).square().mean().sqrt()),
-            crps=float(np.mean([crps_field(e.numpy()) for e in errors])),
+            crps=float(np.mean([crps_field(e.numpy(), samples[0].ensemble) for e in errors])),
             spread=float(errors.var(1).mean().sqrt()),
             seconds=seconds,
         )

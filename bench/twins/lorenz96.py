@@ -157,10 +157,10 @@ def likelihoods(y: Tensor, model: Package) -> list[Likelihood]:
     return [Likelihood(operator, each.float(), full(ERROR**2), full(std)) for each in y]
 
 
-def judge(samples: Tensor, truth: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:
-    """Samples (cases, M, T, 40) against the reference's moments and the truth (cases, T, 40)."""
+def judge(samples: Tensor, truth: Tensor, mean: Tensor, std: Tensor, kind: str = "independent") -> dict[str, float]:
+    """Samples (cases, M, T, 40), of a kind (``scores.ENSEMBLES``), against moments and truth (cases, T, 40)."""
     samples = samples.double()
-    fair = crps_field((samples - truth[:, None]).transpose(0, 1).numpy())
+    fair = crps_field((samples - truth[:, None]).transpose(0, 1).numpy(), kind)
     return {
         "mean_error": float(((samples.mean(1) - mean) / std).square().mean().sqrt()),
         "spread_ratio": float((samples.var(1).mean() / std.square().mean()).sqrt()),
@@ -241,7 +241,8 @@ def main() -> None:
             prior = model.trajectory(T, correction=correction, chunk=10**6)
             drawn = [make()(prior, each, members=arguments.members) for each in likelihoods(y, model)]
             samples = torch.stack([torch.from_numpy(model.denormalize(prior.decode(s.z)[:, :, None])) for s in drawn])
-            row = judge(samples.flatten(3), truth, mean, std) | {"evaluations": dict(drawn[0].evaluations)}
+            row = judge(samples.flatten(3), truth, mean, std, drawn[0].ensemble)
+            row |= {"evaluations": dict(drawn[0].evaluations)}
             tell(method=name, **row, seconds=(time.process_time() - start) / arguments.cases)
     rows.write(arguments.output)
 
