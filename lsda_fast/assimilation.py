@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import lsda_fast
 from lsda_fast.analysis import equivalent
 from lsda_fast.diffusion.solvers import Langevin, Solver
 from lsda_fast.engine.backend import choose_backend, choose_precision
@@ -168,13 +169,15 @@ class Assimilation:
         if bad:
             raise NonFiniteError(f"members {bad} of seed {seed} are not finite once decoded")
         attrs = {
-            "source": "lsda_fast analysis",
+            "source": f"lsda_fast {lsda_fast.__version__} analysis",
             "seed": seed,
             "ensemble": samples.ensemble,
             "settings": repr(self.sampler.guidance),
             "observation_cost": "Gaussian" if self.robust is None else repr(self.robust),
             "backend": self.backend.name,
             "precision": str(self.precision).removeprefix("torch."),
+            "solver": type(self.sampler.solver).__name__,
+            "start": self.sampler.start,
             "noise_levels": self.sampler.steps,
             "members_in_a_block": block,
         }

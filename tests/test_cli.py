@@ -15,6 +15,7 @@ import torch
 import typer
 import xarray as xr
 
+import lsda_fast
 from lsda_fast import cli
 from lsda_fast.alignment.rewards import REWARDS
 from lsda_fast.grid import StateLayout
@@ -93,6 +94,17 @@ def test_scores_are_json_with_null_for_what_is_undefined(program: ModuleType, wo
     assert (code, err) == (0, "")
     assert "z500" in out
     assert "crps" in out
+    assert "…" not in out  # on however narrow a terminal
+    by_climate = json.loads(
+        program.lsda("verify", tmp_path / "A4.nc", world.truth, "--json", "--package", world.package).out
+    )
+    std = Package.load(world.package).normalization.std
+    relative = [by_climate[name]["rmse"] / s for name, s in zip(program.UNITS, std, strict=True)]
+    assert by_climate["normalized"]["rmse"] == pytest.approx(np.sqrt(np.mean(np.square(relative))), rel=1e-5)
+
+
+def test_the_version(program: ModuleType) -> None:
+    assert program.lsda("--version") == (0, f"lsda_fast {lsda_fast.__version__}\n", "")
 
 
 def test_what_is_in_a_package_and_on_this_machine(program: ModuleType, world: Any) -> None:

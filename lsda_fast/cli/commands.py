@@ -18,11 +18,27 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="lsda",
-    help="Fast latent score-based data assimilation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import lsda_fast
+
+        say(f"lsda_fast {lsda_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lsda(
+    version: Annotated[
+        bool, typer.Option("--version", help="The version, and nothing else.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fast latent score-based data assimilation."""
 
 
 @app.command()
@@ -137,18 +153,25 @@ app.command()(assimilate)
 def verify(
     analysis: Annotated[str, typer.Argument(help="Analysis or forecast.")],
     truth: Annotated[str, typer.Argument(help="What to compare it with.")],
+    package: Annotated[
+        Path | None, typer.Option(help="Package whose climate normalises the last row, not the truth's own spread.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Scores as JSON.")] = False,
 ) -> None:
     """Score a state or an ensemble: WRMSE, bias, CRPS, spread over skill."""
     from lsda_fast.datasets import open_states
+    from lsda_fast.package import Package
     from lsda_fast.verification import verify as run
 
-    table = run(open_states(analysis), open_states(truth))
+    model = None if package is None else Package.load(package)
+    layout, climate = (None, None) if model is None else (model.layout, model.normalization)
+    table = run(open_states(analysis), open_states(truth), layout=layout, normalization=climate)
     if as_json:
         clean = table.astype(object).where(table.notna(), None)
         sys.stdout.write(json.dumps(clean.to_dict(orient="index"), indent=1, allow_nan=False) + "\n")
     else:
-        print_table(table, f"{analysis} against {truth}")
+        by = "the truth's own spread" if package is None else f"the climate of {package}"
+        print_table(table, f"{analysis} against {truth}; normalized by {by}")
 
 
 @app.command()

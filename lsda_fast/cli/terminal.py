@@ -34,8 +34,8 @@ def print_table(table: Any, title: str) -> None:
         cells = ("" if v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
         shown.add_row(*(escape(cell) for cell in (str(key), *cells)))
     # Numbers are shown whole, on lines longer than the terminal where need be.
-    wide = max(stdout.width, Measurement.get(stdout, stdout.options.update(width=1000), shown).maximum)
-    stdout.print(shown, width=wide, crop=False, soft_wrap=True)
+    wide = Measurement.get(stdout, stdout.options.update_width(1000), shown).maximum
+    Console(width=max(stdout.width, wide)).print(shown)
 
 
 def print_rows(rows: Iterable[Iterable[object]], header: tuple[str, ...] = ()) -> None:
