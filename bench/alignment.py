@@ -2,7 +2,8 @@
 
 Each test state gets a background and noisy observations of every channel at 1 % and 5 % random columns, as in
 bench/skill.py, and is analysed by ObsFree, Repaint, DPS and LO-SDA with every package, from the same noise. Scored are
-the members (what an analysis of one member would have) and their mean:
+the members and their mean (LO-SDA's members are recentred, and so nearer to it than draws would be; the same with every
+package):
 
 - mse, mse_mean: normalised, area-weighted mean square error; wrmse_<channel>: of the members, in the channel's units
 - variance: of the members, normalised: what accuracy is bought with where it falls faster than mse_mean
