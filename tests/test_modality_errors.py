@@ -99,3 +99,17 @@ def test_the_manifest_keeps_them() -> None:
     manifest = json.loads(json.dumps(p.manifest()))
     kept = parts_of(manifest, Path("manifest.json"))["prior_errors"]
     np.testing.assert_array_equal(kept, np.array(p.prior_errors, np.float32))
+
+
+def test_states_that_have_the_modality_are_those_it_is_judged_at() -> None:
+    """Known at one phase of the observed states alone; and never."""
+    p, T = package(), 60
+    x = noise(T, *SHAPE, seed=2).float()
+    x[:, 1] *= 3
+    known = torch.zeros(T, dtype=torch.bool)
+    known[2::4] = True
+    x[~known, 1] = torch.nan
+    assert modality_errors(p, x, torch.zeros(T, 4))[0, 1] > 1.5
+    x[:, 1] = torch.nan
+    with pytest.warns(UserWarning, match="olr: no value at the states that modality errors are taken from"):
+        assert modality_errors(p, x, torch.zeros(T, 4))[0, 1] == 0
