@@ -130,7 +130,7 @@ def test_a_band_has_no_poles():
         ({"variable": "q"}, "variable q is not among the model's z, t, msl, u"),
         ({"level": np.nan}, "variable t needs a level in hPa"),
         ({"variable": "msl", "level": 850.0}, "surface variable msl has a level, 850 hPa"),
-        ({"units": "hPa"}, "units Pa do not fit t"),
+        ({"units": "hPa"}, "units that are Pa in SI do not fit t, which is in K"),
     ],
 )
 def test_what_the_model_cannot_see_has_a_reason(observed, reason):

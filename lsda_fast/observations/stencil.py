@@ -137,7 +137,8 @@ def vertical_stencil(frame: pd.DataFrame, channels: tuple[Channel, ...]) -> tupl
         elif not no_level and not upper:
             reasons[at] = [f"surface variable {variable} has a level, {x:g} hPa" for x in level[at]]
         elif not _same_dimension(unit, channels[surface[0] if no_level else upper[0][1]].units):
-            reasons[at] = f"units {unit} do not fit {variable}"
+            own = channels[surface[0] if no_level else upper[0][1]].units
+            reasons[at] = f"units that are {unit} in SI do not fit {variable}, which is in {own}"
         elif no_level:
             index[at] = surface[0]
         else:
