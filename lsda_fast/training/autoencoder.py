@@ -1,9 +1,7 @@
 """The autoencoder's stage of training: the network, what it is trained on, and what it loses.
 
 A multimodal one sees its modalities with gaps (``training.gaps``) and is held to everything that is known, what it was
-not shown too: with squared errors it learns the conditional mean of the state given what is there. Errors of what was
-not shown are the larger ones, and leave the decoder less sharp than its latents allow: a section ``decoder`` goes on
-with it alone, from latents of whole inputs, which stay what they are.
+not shown too: with squared errors it learns the conditional mean of the state given what is there.
 """
 
 from collections.abc import Sequence
@@ -47,31 +45,7 @@ def train_autoencoder(states: States, config: TrainingConfig, work: Work) -> tup
             module.standardize(fields)
 
     work.stage(module, "autoencoder", run)
-    if c.decoder and architecture.name != "linear":
-        work.stage(module, "decoder", lambda: _train_decoder(module, states, config, work))
     return module, architecture
-
-
-def _train_decoder(module: Any, states: States, config: TrainingConfig, work: Work) -> None:
-    """Decode what the latents of training say: the encoder, which has no part in it, stays bit for bit."""
-    optimization = config.autoencoder.decoder
-    assert optimization is not None
-    fields, held = inputs(module, states, states.train), inputs(module, states, states.validation)
-    with torch.no_grad():
-        z, z_held = (
-            torch.cat([encoded(module, part.to(work.device)).cpu() for part in x.split(64)]) for x in (fields, held)
-        )
-
-    def loss(decoder: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
-        truth = fields[indices].to(work.device)
-        return squared_error(decoder, decoder.decode(z[indices].to(work.device)), truth)
-
-    def validate(decoder: Any) -> float:
-        parts = zip(z_held.split(64), held.split(64))
-        errors = [squared_error(decoder, decoder.decode(a.to(work.device)), b.to(work.device)).item() for a, b in parts]
-        return float(np.mean(errors))
-
-    work.fit(module.requires_grad_(True), loss, len(fields), optimization, "decoder", 14, validate)
 
 
 def _held_error(module: Any, held: Tensor, gaps: GapConfig) -> float:

@@ -68,9 +68,6 @@ class AutoencoderConfig(Section):
     kl: float = Field(0.0, ge=0, description="Weight of the KL term, for networks that give moments.")
     gaps: GapConfig = GapConfig()
     optimization: Optimization = Optimization()
-    decoder: Optimization | None = Field(
-        None, description="Of the decoder alone behind it, from latents of whole inputs without noise; none: no more."
-    )
 
 
 class ModalityConfig(Section):
