@@ -188,3 +188,33 @@ def test_bad_data_leave_no_working_folder(daily: ModuleType, tmp_path: Path) -> 
     with pytest.raises(InputError, match="accepted are states with `time`"):
         train(daily.REGION.isel(time=0), load_config("tiny"), tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "sentence"),
+    [
+        ({"patch": 5}, "does not divide the grid"),
+        ({"settings": {"widht": 16}}, "does not take these settings"),
+    ],
+)
+def test_a_mistake_in_the_settings_leaves_no_working_folder(
+    daily: ModuleType, tmp_path: Path, autoencoder: dict[str, Any], sentence: str
+) -> None:
+    config = TrainingConfig(**{**GLOBAL, "autoencoder": GLOBAL["autoencoder"] | autoencoder})
+    with pytest.raises(InputError) as error:
+        train(daily.GLOBE, config, tmp_path / "package")
+    assert sentence in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_of_no_period_are_not_read(daily: ModuleType, tmp_path: Path) -> None:
+    """Later states may come, and be incomplete."""
+    times = daily.REGION["time"].values
+    period = lambda a, b: tuple(np.datetime_as_string(times[[a, b]], unit="D").tolist())  # noqa: E731
+    settings: dict[str, Any] = {"train": period(0, 99), "validate": period(100, 119)}
+    config = load_config("tiny", forecaster={"modes": 12, "folds": 3, "settings": {"width": 0}}, **settings)
+    later = daily.REGION.copy(deep=True)
+    later["t850"][150:] = np.nan
+    few, all_ = (load_states(data, config) for data in (daily.REGION.isel(time=slice(0, 120)), later))
+    assert few.fingerprint == all_.fingerprint
+    assert torch.equal(few.x, all_.x)
