@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
     package = Package.load(arguments.package)
     config = TrainingConfig.model_validate(package.provenance["configuration"])
     dataset = open_states(arguments.states)
-    states = load_states(dataset, config)
+    states = load_states(dataset, config, all_times=True)
     oi = OptimalInterpolation(forecast_errors(package, states, Path(f"{arguments.package}.work")))
     layout = package.layout
     inside = states.pairs(np.arange(len(states.times)))

@@ -76,8 +76,10 @@ class States:
         return [torch.tensor(run) for run in runs.values()]
 
 
-def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
+def load_states(dataset: xr.Dataset, config: TrainingConfig, *, all_times: bool = False) -> States:
     """Read, order, split and normalise (statistics of the training period alone).
+
+    States of no period are not read, unless ``all_times``: they may be of a test, incomplete, or still to come.
 
     Raises
     ------
@@ -85,9 +87,8 @@ def load_states(dataset: xr.Dataset, config: TrainingConfig) -> States:
         No time dimension, an empty period, or no pairs one lead apart.
     """
     dataset, times = in_time_order(dataset)
-    # States of no period are not read: they may be of a test, incomplete, or still to come.
-    used = np.sort(np.concatenate(split(times, config.train, config.validate_)))
-    if config.train is not None:
+    if config.train is not None and not all_times:
+        used = np.sort(np.concatenate(split(times, config.train, config.validate_)))
         dataset, times = dataset.isel(time=used), times[used]
     layout = StateLayout.infer(dataset, config.variables)
     values = layout.to_array(dataset, missing=config.missing)
