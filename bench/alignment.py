@@ -20,7 +20,6 @@ kept as it is done, so that an interrupted run goes on.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bench.cases.kept import kept
+from bench.cases.kept import digest_of, kept
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.errors import InputError
@@ -115,9 +114,8 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
                     # Without observations it is one analysis at every density.
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
                     given = (METHODS[method], hashes["reference"], tuple(arguments.period), arguments.states, first)
-                    digest = hashlib.sha256(repr(given).encode()).hexdigest()[:12]
-                    key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics, digest)
-                    file = "_".join(map(str, key)) + ".json"
+                    key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics)
+                    file = "_".join(map(str, (*key, digest_of(*given)))) + ".json"
                     case = partial(score, package, METHODS[method], twin, observations, arguments)
                     scores = kept(arguments.work / file, case)
                     yield twin.number, fraction, method, name, scores | {"excess": scores["forecast"] - least}

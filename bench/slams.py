@@ -14,7 +14,6 @@ number of modalities, over all windows; the tables last.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.cases.kept import kept
+from bench.cases.kept import digest_of, kept
 from bench.cases.slams import DEGRADATIONS, WAYS, Extras, Truth, Way, analysed, scores, starts, truth_of
 from lsda_fast.datasets import open_states
 from lsda_fast.degradations import Degradation
@@ -124,7 +123,7 @@ def run_cases(
             truth, M = cache(partial(truth_of, package, data, start, arguments.states)), arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
-                key = _digest(degradation, way, M, start, times[0])
+                key = digest_of(degradation, way, M, start, times[0])
                 file = f"{times[start]:%Y%m%dT%H}_{arguments.states}_{column[1]}_{digest}_{key}.json"
                 case = partial(measured, package, way, column[1], truth, degradation, members=M, seed=start)
                 yield name, column, kept(arguments.work / file, case)
@@ -223,10 +222,6 @@ NUMBERS: dict[str, tuple[Callable[[str], float | None], str]] = {
     "correct": (_whole(0), "a number of at least 0"),
     "start": (_time, "a time above 0, at most 1"),
 }
-
-
-def _digest(*what: Any) -> str:
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

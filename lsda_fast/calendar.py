@@ -1,6 +1,7 @@
 """Time: what a network is told of it, season and time of day; and spans of it, as text or hours."""
 
 import re
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -20,16 +21,20 @@ def calendar(times: "np.ndarray | pd.DatetimeIndex") -> np.ndarray:
     return np.stack([np.sin(year), np.cos(year), np.sin(day), np.cos(day)], axis=1).astype(np.float32)
 
 
-def hours(span: str | float, what: str) -> float:
-    """Hours of ``24``, ``"24h"`` or ``"2d"``; InputError for anything that is not a positive time span of ``what``."""
+def hours(span: "str | float | timedelta | np.timedelta64", what: str, *, zero: bool = False) -> float:
+    """Hours of ``24``, ``"24h"`` or ``"2d"``; InputError for anything that is not a positive time span of ``what``.
+
+    ``zero``: none at all is accepted too.
+    """
     try:
-        plain = not isinstance(span, (str, pd.Timedelta, np.timedelta64)) and not hasattr(span, "total_seconds")
-        if plain or (isinstance(span, str) and span.replace(".", "", 1).isdigit()):
-            value = float(span)
+        if isinstance(span, str) and not span.replace(".", "", 1).isdigit():
+            value = pd.Timedelta(_DAY.sub("D", span)).total_seconds() / 3600
+        elif isinstance(span, timedelta | np.timedelta64):
+            value = pd.Timedelta(span).total_seconds() / 3600
         else:
-            value = pd.Timedelta(_DAY.sub("D", span) if isinstance(span, str) else span).total_seconds() / 3600
+            value = float(span)
     except (ValueError, TypeError) as error:
         raise InputError(f"{what} {span!r} is not a time span; accepted are hours such as 24h") from error
-    if not value > 0:
+    if not (value > 0 or (zero and value == 0)):
         raise InputError(f"{what} {span!r}; accepted is a positive time span such as 24h")
     return value

@@ -4,7 +4,7 @@ Where a guidance knows E[z | z_t, y] of every member, their average carries litt
 makes the usual sample variance, with M - 1 below it, unbiased.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import torch
@@ -19,8 +19,10 @@ MOST = 1_000_000
 
 def member_numbers(members: int | Sequence[int]) -> list[int]:
     """The numbers of so many members, or these; InputError for none, and for numbers twice or out of range."""
-    few = isinstance(members, Sequence) or (isinstance(members, Integral) and members <= MOST)
-    ids = list(range(members)) if few and isinstance(members, Integral) else list(members) if few else []  # type: ignore[arg-type]
+    if isinstance(members, Integral):
+        ids = list(range(members)) if members <= MOST else []
+    else:
+        ids = list(members) if isinstance(members, Iterable) else []
     if (
         not ids
         or not all(isinstance(member, Integral) for member in ids)

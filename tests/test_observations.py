@@ -135,6 +135,8 @@ def test_windows_share_no_observation_when_closed_on_one_side():
     assert right.rejected["reason"][0] == "outside the window 2008-12-08T09:00..2008-12-08T15:00"
     assert len(right) + len(right.rejected) == 4
     assert len(obs.window("2008-12-08T12", 3, 2.5)) == 2
+    for none in (0, "0h", np.timedelta64(0, "h"), pd.Timedelta(0)):
+        assert obs.window("2008-12-08T12", none, np.timedelta64(3, "h")).frame["value"].tolist() == [2.0, 3.0]
     for span, sentence in (("soon", "window 'soon' is not a time span"), ("-3h", "accepted is a positive time span")):
         with pytest.raises(InputError, match=sentence):
             obs.window("2008-12-08T12", span, "3h")

@@ -248,6 +248,11 @@ def test_a_corrected_member_has_the_same_bits_in_any_company(single):
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+def test_members_may_be_an_array(small):
+    some = run(LatentOptimization(GN), small, torch.tensor([3, 17]).numpy(), steps=1, recenter=False)
+    assert some.members == (3, 17)
+
+
 def test_recentring_is_only_where_the_guidance_knows_the_mean(small):
     for guidance in (DPS(), LatentOptimization(GN, randomize=False)):
         a, b = (run(guidance, small, 4, steps=3, recenter=recenter).z for recenter in (True, False))

@@ -1,12 +1,13 @@
 """Results of cases on disk, so that an interrupted run goes on."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["kept"]
+__all__ = ["digest_of", "kept"]
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -17,3 +18,8 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         partial.write_text(json.dumps(make()))
         os.replace(partial, path)
     return json.loads(path.read_text())
+
+
+def digest_of(*settings: Any) -> str:
+    """What settings a kept case was made with, for its name."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]

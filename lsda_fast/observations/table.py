@@ -150,7 +150,10 @@ class Observations:
             middle = middle if middle.tzinfo is None else middle.tz_convert("UTC").tz_localize(None)
         except (ValueError, TypeError) as error:
             raise InputError(f"a window around {time!r}; accepted: a time such as 2008-12-08T12") from error
-        start, end = middle - _span(before), middle + _span(after)
+        start, end = (
+            middle + sign * pd.Timedelta(hours=hours(span, "window", zero=True))
+            for sign, span in ((-1, before), (1, after))
+        )
         t = self.frame["time"]
         after_start = t >= start if closed in ("both", "left") else t > start
         before_end = t <= end if closed in ("both", "right") else t < end
@@ -175,10 +178,6 @@ class Observations:
         parts = [part for part in (self.rejected, gone) if len(part)]
         rejected = pd.concat(parts, ignore_index=True) if parts else self.rejected
         return Observations(_pick(self.frame, keep), rejected)
-
-
-def _span(value: Any) -> pd.Timedelta:
-    return pd.Timedelta(0) if value in (0, "0", "0h") else pd.Timedelta(hours=hours(value, "window"))
 
 
 def _pick(frame: pd.DataFrame, mask: np.ndarray) -> pd.DataFrame:
