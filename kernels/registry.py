@@ -28,11 +28,13 @@ FILES = (
     "geo_pad",
     "head_project",
     "noise",
+    "norm_conv",
     "norm_silu",
     "obs_project",
     "obs_residual",
     "sampler_step",
     "window_attention",
+    "zonal_product",
 )
 LIBRARY = torch.library.Library("lsda", "FRAGMENT")
 OPERATIONS: "dict[str, Operation]" = {}
@@ -148,6 +150,13 @@ class Operation:
                     return Choice(self.name, kind, KINDS[kind].detail())
                 obstacles.append(obstacle)
         return Choice(self.name, "reference", "; ".join(dict.fromkeys(obstacles)) or f"no native code for {device}")
+
+    def native(self, *arguments: Any) -> bool:
+        """Whether native code takes these arguments, in this block: for who has another way where none does."""
+        forced, tensors = _forced.get(), list(_tensors([arguments]))
+        kinds = list(self.natives) if forced is None else [forced] if forced in self.natives else []
+        device = tensors[0].device.type
+        return any(device in KINDS[kind].devices and not self._obstacle(kind, tensors, arguments) for kind in kinds)
 
     def _obstacle(self, kind: str, tensors: list[Tensor], arguments: tuple[Any, ...]) -> str:
         if kind not in self.natives:

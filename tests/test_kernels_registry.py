@@ -28,6 +28,9 @@ OPERATIONS = [
     "head_adjoint",
     "head_project",
     "noise",
+    "norm_conv",
+    "norm_conv_jvp",
+    "norm_conv_vjp",
     "norm_silu",
     "norm_silu_jvp",
     "norm_silu_vjp",
@@ -38,8 +41,9 @@ OPERATIONS = [
     "window_attention",
     "window_attention_jvp",
     "window_attention_vjp",
+    "zonal_product",
 ]
-WITHOUT_CPP = OPERATIONS[-3:]
+WITHOUT_CPP = [name for name in OPERATIONS if name.startswith("window_attention")]
 
 
 def noise():

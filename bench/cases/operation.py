@@ -5,6 +5,7 @@ and constants cast as the inputs are. A cast rounds to the precision under test 
 float32 or bfloat16 is given. Numbers of a call are sums of few powers of 2, which every precision holds.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.kernels import gated_residual_norm as gated
+from lsda_fast.kernels import norm_conv as convolution
 from lsda_fast.kernels import norm_silu as norm
 from lsda_fast.kernels import window_attention as attention
 from lsda_fast.kernels.adam_step import ADAM
@@ -28,6 +30,7 @@ from lsda_fast.kernels.obs_residual import obs_residual
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
 from lsda_fast.kernels.standard import Standard
+from lsda_fast.kernels.zonal_product import ZONAL, packed
 
 __all__ = [
     "SEED",
@@ -35,6 +38,7 @@ __all__ = [
     "Draw",
     "adam",
     "conjugate",
+    "convolve",
     "draws",
     "head",
     "observe",
@@ -44,6 +48,7 @@ __all__ = [
     "stream",
     "transition",
     "windows",
+    "zonal",
 ]
 
 Outputs = Tensor | Sequence[Tensor]
@@ -235,6 +240,53 @@ def slices(
     operation = {"jvp": norm.JVP, "vjp": norm.VJP}[product]
     kept = Standard.of(x, a, b, groups, bool(last), EPS).statistics(R, groups)
     return Case((t, x, kept, a, b), lambda cast: lambda *inputs: operation(*inputs, *settings))
+
+
+def convolve(
+    product: str, draw: Draw, R: int, C: int, D: int, k: int, groups: int, silu: bool, added: bool, image: Sequence[int]
+) -> Case:
+    """x (R, S, C) and a convolution to D channels of k x k places; ``image`` as the operation has it."""
+    S = image[0] * image[1]
+    x, v, u = draw.normal(R, S, C), draw.normal(R, S, C), draw.normal(R, S, D)
+    kernel, bias, a, b = draw.normal(D, C, k, k) / (k * C**0.5), draw.normal(D), draw.normal(C), draw.normal(C)
+    add = draw.normal(R, S, C if product == "vjp" else D)
+    kept = Standard.of(x, a[None], b[None], groups, True, EPS).statistics(R, groups)
+    inputs = {"value": (x,), "jvp": (v, x, kept), "vjp": (u, x, kept)}[product]
+    operation = {"value": convolution.VALUE, "jvp": convolution.JVP, "vjp": convolution.VJP}[product]
+    w = convolution.packed(kernel.flip(2, 3).transpose(0, 1) if product == "vjp" else kernel)
+    settings: tuple[Any, ...] = (groups, silu, list(image), *([EPS] if product == "value" else []))
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        constants: tuple[Any, ...] = tuple(map(cast, (a, b, w)))
+        if product == "value":
+            constants += (cast(bias) if silu else None,)
+
+        def call(*inputs: Tensor) -> Outputs:
+            rest, more = (inputs[:-1], inputs[-1]) if added else (inputs, None)
+            return operation(*rest, *constants, more, *settings)
+
+        return call
+
+    return Case((*inputs, *([add] if added else [])), bind)
+
+
+def zonal(draw: Draw, M: int, rows: int, columns: int, C: int, modes: int, full: bool) -> Case:
+    """x (M, rows, columns, C) and a low rank for every wavenumber, its middle a matrix or a factor."""
+    waves, size = columns // 2 + 1, rows * C
+    angle = 2 * math.pi * torch.outer(torch.arange(waves), torch.arange(columns)).double() / columns
+    analysis = columns**-0.5 * torch.cat([angle.cos(), -angle.sin()]).to(draw.device)
+    right, left = draw.normal(waves, size, modes) / size**0.5, draw.normal(waves, modes, size) / modes**0.5
+    middle = packed(draw.normal(waves, modes, modes) / modes**0.5) if full else draw.normal(waves, modes)
+    matrices = (analysis, analysis.T.contiguous(), packed(right), middle, packed(left), draw.normal(waves, size))
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        return partial(_zonal, tuple(map(cast, matrices)))
+
+    return Case((draw.normal(M, rows, columns, C),), bind)
+
+
+def _zonal(matrices: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    return ZONAL(x, *matrices)
 
 
 def pad(operation: Any, draw: Draw, R: int, H: int, W: int, C: int, n: int, *edges: bool) -> Case:

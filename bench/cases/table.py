@@ -12,6 +12,7 @@ from bench.cases.operation import (
     Draw,
     adam,
     conjugate,
+    convolve,
     draws,
     head,
     observe,
@@ -21,6 +22,7 @@ from bench.cases.operation import (
     stream,
     transition,
     windows,
+    zonal,
 )
 from lsda_fast.kernels.geo_pad import FOLD, PAD
 from lsda_fast.kernels.robust import Huber, VariationalQC
@@ -95,6 +97,25 @@ _FAR = {
     f"{label}, mean far from zero": (*_SLICES[label][:6], True, 256.0)
     for label in ("tokens", "planes", "channels last")
 }
+# R, C, D, k, groups, silu, with what is added, image as above
+_CONVOLUTIONS: dict[str, tuple] = {
+    "the globe": (3, 16, 32, 3, 4, True, True, (5, 8, 1, 1, 1, 1, 0)),
+    "odd columns, nothing added": (2, 48, 16, 3, 8, False, False, (4, 7, 1, 1, 1, 1, 0)),
+    "a wide window": (2, 16, 48, 5, 2, True, True, (6, 10, 2, 1, 1, 1, 0)),
+    "one pole": (2, 16, 16, 3, 1, True, False, (6, 8, 1, 1, 0, 1, 0)),
+    "a region": (2, 16, 16, 5, 2, True, True, (5, 13, 2, 0, 1, 1, 0)),
+    "a torus": (4, 32, 16, 3, 2, True, True, (3, 6, 1, 1, 1, 1, 1)),
+    "one row": (2, 16, 16, 3, 2, True, True, (1, 6, 1, 1, 1, 1, 0)),
+    "no image": (0, 16, 16, 3, 2, True, True, (5, 7, 1, 1, 1, 1, 0)),
+}
+# M, rows, columns, channels, modes, middle a matrix
+_ZONAL: dict[str, tuple] = {
+    "a factor": (3, 4, 10, 16, 32, False),
+    "a matrix": (3, 4, 10, 16, 32, True),
+    "one member": (1, 2, 6, 48, 16, True),
+    "many members": (37, 3, 4, 16, 16, False),
+    "no member": (0, 3, 4, 16, 16, True),
+}
 # R, H, W, C, n; periodic, north, south, torus
 _PADS: dict[str, tuple] = {
     "planes of the globe": (5, 7, 12, 1, 1, True, True, True, False),
@@ -156,6 +177,9 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "head_adjoint": {},
     "head_project": {},
     "noise": _table(draws, _NOISE),
+    "norm_conv": _table(partial(convolve, "value"), _CONVOLUTIONS),
+    "norm_conv_jvp": _table(partial(convolve, "jvp"), _CONVOLUTIONS),
+    "norm_conv_vjp": _table(partial(convolve, "vjp"), _CONVOLUTIONS),
     "norm_silu": _table(partial(slices, "value"), _SLICES | _IMAGES | _FAR),
     "norm_silu_jvp": _table(partial(slices, "jvp"), _SLICES | _IMAGES),
     "norm_silu_vjp": _table(partial(slices, "vjp"), _SLICES | _IMAGES),
@@ -166,6 +190,7 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "window_attention": _table(partial(windows, "value"), WINDOWS),
     "window_attention_jvp": _table(partial(windows, "jvp"), WINDOWS),
     "window_attention_vjp": _table(partial(windows, "vjp"), WINDOWS),
+    "zonal_product": _table(zonal, _ZONAL),
 }
 for _name, _cost in {"gaussian": None, "huber": Huber(1.25), "varqc": VariationalQC(0.02, 4.0)}.items():
     for _bare in (False, True):

@@ -18,6 +18,7 @@ from bench.cases.operation import (
     Draw,
     adam,
     conjugate,
+    convolve,
     draws,
     head,
     observe,
@@ -27,6 +28,7 @@ from bench.cases.operation import (
     stream,
     transition,
     windows,
+    zonal,
 )
 from lsda_fast.kernels.geo_pad import FOLD, PAD
 from lsda_fast.kernels.robust import Huber
@@ -115,6 +117,23 @@ def _norm(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(f"{M} images of {places} x {width}, channels last", case, tensors * M * width * places)
 
 
+def _convolve(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, width, (H, W) = s.members, 16 * max(1, s.width // 512), s.state[1:]
+    case = convolve(product, draw, M, width, width, 3, 8, True, True, (H, W, 1, 1, 1, 1, 0))
+    tensors, places = (3 if product == "value" else 4), M * H * W
+    name = f"{M} images of {H} x {W} x {width}"
+    yield Workload(name, case, tensors * places * width + 9 * width**2, 0, 18 * places * width**2)
+
+
+def _zonal(s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, modes, (C, rows, columns) = s.members, s.heads * 8, s.latent
+    C, waves = -(-C // 16) * 16, columns // 2 + 1
+    case = zonal(draw, M, rows, columns, C, modes, True)
+    matrices = waves * modes * (2 * rows * C + modes)
+    flops = 8 * M * rows * C * waves * (modes + columns)
+    yield Workload(f"{M} x {rows * C} in {waves} wavenumbers", case, 2 * M * rows * C * columns + matrices, 0, flops)
+
+
 def _pad(operation: Any, s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, width, (H, W) = s.members, 8 * max(1, s.width // 256), s.state[1:]
     case = pad(operation, draw, M, H, W, width, 1, True, True, True, False)
@@ -153,6 +172,9 @@ WORKLOADS: dict[str, Maker] = {
     "head_adjoint": partial(_head, "adjoint"),
     "head_project": partial(_head, "project"),
     "noise": _noise,
+    "norm_conv": partial(_convolve, "value"),
+    "norm_conv_jvp": partial(_convolve, "jvp"),
+    "norm_conv_vjp": partial(_convolve, "vjp"),
     "norm_silu": partial(_norm, "value"),
     "norm_silu_jvp": partial(_norm, "jvp"),
     "norm_silu_vjp": partial(_norm, "vjp"),
@@ -163,4 +185,5 @@ WORKLOADS: dict[str, Maker] = {
     "window_attention": partial(_windows, "value"),
     "window_attention_jvp": partial(_windows, "jvp"),
     "window_attention_vjp": partial(_windows, "vjp"),
+    "zonal_product": _zonal,
 }

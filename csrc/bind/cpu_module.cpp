@@ -49,6 +49,7 @@ py::dict build_info() {
   info["isas"] = isas();
   info["tile"] = lsda::kTile;
   info["columns"] = lsda::kColumns;
+  info["together"] = lsda::kTogetherColumns;
   return info;
 }
 
@@ -152,6 +153,35 @@ void norm(int product, Address out, Address kept, Address t, Address x, Address 
 }
 
 template <class T>
+void norm_conv(int product, Address out, Address kept, Address t, Address x, Address a, Address b, Address weight,
+               Address bias, Address add, Address scratch, int64_t members, int64_t groups, int64_t width,
+               int64_t filters, bool silu, double eps, int64_t rows, int64_t columns, int64_t margin, bool periodic,
+               bool north, bool south, bool torus, int threads) {
+  lsda::cpu::norm_conv<T>({{at<T>(out),
+                            at<T>(kept),
+                            at<T>(t),
+                            at<T>(x),
+                            at<T>(a),
+                            at<T>(b),
+                            members,
+                            members,
+                            groups,
+                            width,
+                            {rows, columns, margin, periodic, north, south, torus},
+                            eps,
+                            lsda::Layout::last,
+                            silu},
+                           at<T>(out),
+                           at<T>(t),
+                           at<T>(weight),
+                           at<T>(bias),
+                           at<T>(add),
+                           filters,
+                           at<T>(scratch)},
+                          static_cast<lsda::Product>(product), threads);
+}
+
+template <class T>
 void gated_norm(int product, Address first, Address second, Address left, Address right, Address y, Address gate,
                 Address a, Address b, int64_t rows, int64_t share, int64_t channels, double eps, int threads) {
   lsda::cpu::gated_norm<T>({at<T>(first), at<T>(second), at<T>(left), at<T>(right), at<T>(y), at<T>(gate), at<T>(a),
@@ -171,6 +201,15 @@ void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t col
               bool periodic, bool north, bool south, bool torus, int threads) {
   lsda::cpu::geo_fold<T>({at<T>(out), at<T>(in), images, pixel, {rows, columns, margin, periodic, north, south, torus}},
                          threads);
+}
+
+template <class T>
+void zonal(Address out, Address x, Address analysis, Address synthesis, Address right, Address middle, Address left,
+           Address floor, Address scratch, int64_t members, int64_t rows, int64_t columns, int64_t channels,
+           int64_t waves, int64_t modes, bool full, int threads) {
+  lsda::cpu::zonal<T>({at<T>(out), at<T>(x), at<T>(analysis), at<T>(synthesis), at<T>(right), at<T>(middle),
+                       at<T>(left), at<T>(floor), members, rows, columns, channels, waves, modes, full, at<T>(scratch)},
+                      threads);
 }
 
 void philox(Address words, Address counters, int64_t count, uint64_t key) {
@@ -201,6 +240,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("norm_16", &norm<float, lsda::Bfloat16>, unlocked);
   module.def("norm_32", &norm<float, float>, unlocked);
   module.def("norm_64", &norm<double, double>, unlocked);
+  module.def("norm_conv_32", &norm_conv<float>, unlocked);
+  module.def("norm_conv_64", &norm_conv<double>, unlocked);
   module.def("gated_norm_32", &gated_norm<float>, unlocked);
   module.def("gated_norm_64", &gated_norm<double>, unlocked);
   module.def("geo_pad_16", &geo_pad<uint16_t>, unlocked);
@@ -208,5 +249,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("geo_pad_64", &geo_pad<uint64_t>, unlocked);
   module.def("geo_fold_32", &geo_fold<float>, unlocked);
   module.def("geo_fold_64", &geo_fold<double>, unlocked);
+  module.def("zonal_32", &zonal<float>, unlocked);
+  module.def("zonal_64", &zonal<double>, unlocked);
   module.def("philox", &philox, unlocked);
 }

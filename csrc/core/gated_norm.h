@@ -50,7 +50,7 @@ LSDA_INLINE void gated_rows(const GatedParams<T>& p, int64_t first, int64_t last
       statistics(piece, y, p.eps);
       activate<false, true>(piece, two, right, y, a, a, 1);
       moments(piece, two, y);
-      project(piece, two, two, y);
+      project<false>(piece, two, two, y, y);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
         one[i] = left[i] + two[i];
@@ -63,7 +63,7 @@ LSDA_INLINE void gated_rows(const GatedParams<T>& p, int64_t first, int64_t last
     statistics(piece, y, p.eps);
     if (kProduct == Product::jvp) {
       moments(piece, one, y);
-      project(piece, two, one, y);
+      project<false>(piece, two, one, y, y);
       activate<false, true>(piece, two, two, y, a, a, 1);
     } else {
       activate<false, false>(piece, two, y, y, a, p.b + affine, 1);

@@ -29,6 +29,7 @@ struct NormParams {
   double eps;
   Layout layout;
   bool silu;
+  const S* add = nullptr;  // what is added to a VJP, or nothing
 };
 
 namespace core {
@@ -69,9 +70,9 @@ LSDA_INLINE void locate(Part<L, T>& part, const NormParams<T, S>& a, int64_t fir
 // Places that are worked on together where a pass follows another.
 constexpr int64_t kTogether = 32;
 
-// out = P t, of known moments.
-template <Layout L, class T, class S>
-LSDA_INLINE void project(Piece<L, T>& piece, S* out, const S* t, const S* x) {
+// out = P t, of known moments, and what is added.
+template <bool kAdd, Layout L, class T, class S>
+LSDA_INLINE void project(Piece<L, T>& piece, S* out, const S* t, const S* x, const S* add) {
   constexpr bool many = Piece<L, T>::kColumnar;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
   const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0];
@@ -80,8 +81,10 @@ LSDA_INLINE void project(Piece<L, T>& piece, S* out, const S* t, const S* x) {
 #pragma omp simd
     for (int64_t i = 0; i < length; ++i) {
       const T r = many ? scale[i] : scale0, normal = (x[i] - (many ? mean[i] : mean0)) * r;
-      out[i] = r * (t[i] - (many ? m1[i] : m10) - normal * (many ? m2[i] : m20));
+      const T projected = r * (t[i] - (many ? m1[i] : m10) - normal * (many ? m2[i] : m20));
+      out[i] = kAdd ? projected + add[i] : projected;
     }
+    if (kAdd) add += piece.stride;
   }
 }
 
@@ -190,7 +193,8 @@ LSDA_INLINE void norm_part(Part<L, T>& part, const NormParams<T, S>& p) {
   } else {
     moments(part, out, x);
   }
-  project(part, out, out, x);
+  if (p.add) return project<true>(part, out, out, x, p.add + part.plain);
+  project<false>(part, out, out, x, x);
 }
 
 template <Product kProduct, bool kSilu, Layout L, class T, class S>

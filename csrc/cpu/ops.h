@@ -8,9 +8,11 @@
 #include "core/geo_pad.h"
 #include "core/head.h"
 #include "core/norm.h"
+#include "core/norm_conv.h"
 #include "core/obs_adjoint.h"
 #include "core/obs_residual.h"
 #include "core/sampler_step.h"
+#include "core/zonal.h"
 
 namespace lsda::cpu {
 
@@ -45,8 +47,18 @@ void adam_step(const AdamParams<T>& a, int threads) noexcept;
 template <class T, class S>
 void norm(const NormParams<T, S>& a, Product product, int threads) noexcept;
 
+// Called by norm_conv alone.
+template <class T>
+void conv(const ConvParams<T>& a, int threads) noexcept;
+
+template <class T>
+void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcept;
+
 template <class T>
 void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept;
+
+template <class T>
+void zonal(const ZonalParams<T>& a, int threads) noexcept;
 
 // Numbers of any kind, by their size.
 template <class T>

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
+from lsda_fast.kernels.norm_conv import norm_conv_products
 from lsda_fast.kernels.norm_silu import norm_silu_products
 from lsda_fast.models.layers import GeoConv2d, GroupNorm, ResidualBlock, passes
 from lsda_fast.prior import Derivative
@@ -76,6 +77,24 @@ def _steps(layers: Iterable[nn.Module]) -> list[Callable[[Tensor], Derivative]]:
     ]
 
 
+def _block(module: ResidualBlock, x: Tensor) -> Derivative | None:
+    """x + its branch, norm and convolution as one operation each; None where no native code takes them."""
+    first = _norm_conv(module.norm1, module.conv1, x)
+    second = first and _norm_conv(module.norm2, module.conv2, first[0], x)
+    if not first or not second:
+        return None
+    _, jvp1, vjp1 = first
+    value, jvp2, vjp2 = second
+    return Derivative(value, lambda v: jvp2(jvp1(v, None), v), lambda u: vjp1(vjp2(u, None), u))
+
+
+def _norm_conv(norm: GroupNorm, layer: GeoConv2d, x: Tensor, add: Tensor | None = None) -> Any:
+    conv = layer.conv
+    return norm_conv_products(
+        x, norm.weight, norm.bias, conv.weight, conv.bias, layer.pad, groups=norm.num_groups, eps=norm.eps, add=add
+    )
+
+
 def _norm(layer: Any, silu: bool, pad: Sequence[Any] = ()) -> Callable[[Tensor], Derivative]:
     settings: Any = {"eps": layer.eps, "silu": silu, "pad": pad}
     groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else None
@@ -126,7 +145,7 @@ def _(module: GeoConv2d, x: Tensor) -> Derivative:
 
 @derivative.register
 def _(module: ResidualBlock, x: Tensor) -> Derivative:
-    return residual(x, chain(x, _steps(module.branch())))
+    return _block(module, x) or residual(x, chain(x, _steps(module.branch())))
 
 
 @derivative.register

@@ -9,6 +9,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
 #include "norms.h"
+#include "products.h"
 
 namespace {
 
@@ -302,6 +303,7 @@ void everything(int threads) {
   conjugate_gradients<T>(0, 10, threads);
   adam<T>(100000, threads);
   normalisations<T>(threads);
+  products<T>(threads);
   adam<T>(0, threads);
 }
 

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// A normalisation and the convolution behind it, and the products of their derivative: what lies between the two, an
+// image with margins, stays in cache.
+#pragma once
+
+#include "core/conv.h"
+#include "core/norm.h"
+
+namespace lsda {
+
+template <class T>
+struct NormConvParams {
+  NormParams<T> norm;  // channels last; `out` is where a VJP goes, `t` what a JVP is of
+  T* out;              // of a value or a JVP
+  const T *u, *weight, *bias,
+      *add;         // u: what a VJP is of; the weight as in core/conv.h, of a VJP that of the transpose
+  int64_t filters;  // of the convolution itself
+  T* scratch;       // between_size of as many images as go together
+};
+
+namespace core {
+
+// Columns of what a transposed convolution makes, where longitude wraps with the margins folded already, and of what it
+// reads.
+constexpr int64_t made_columns(const Frame& f) { return f.columns + (f.periodic ? 0 : 2 * f.margin); }
+constexpr int64_t read_columns(const Frame& f) { return made_columns(f) + 2 * f.margin; }
+
+constexpr int64_t padded_size(const Frame& f, int64_t channels) {
+  return f.padded_rows() * f.padded_columns() * channels;
+}
+constexpr int64_t read_size(const Frame& f, int64_t filters) { return f.rows * read_columns(f) * filters; }
+
+// Numbers of an image between norm and convolution: with margins, and of a VJP what the convolution reads.
+constexpr int64_t between_size(const Frame& f, int64_t channels, int64_t filters) {
+  return padded_size(f, channels) + read_size(f, filters);
+}
+
+// An image as a transposed convolution reads it: continued where longitude wraps, with zeros around it elsewhere.
+template <class T>
+LSDA_INLINE void spread(const Frame& f, int64_t filters, T* out, const T* u) {
+  const int64_t side = (read_columns(f) - f.columns) / 2 * filters, width = f.columns * filters;
+  for (int64_t row = 0; row < f.rows; ++row, u += width) {
+    const size_t edge = static_cast<size_t>(side) * sizeof(T);
+    if (f.periodic) {
+      std::memcpy(out, u + width - side, edge);
+      std::memcpy(out + side + width, u, edge);
+    } else {
+      std::memset(out, 0, edge);
+      std::memset(out + side + width, 0, edge);
+    }
+    std::memcpy(out + side, u, static_cast<size_t>(width) * sizeof(T));
+    out += width + 2 * side;
+  }
+}
+
+// The margins west and east of a padded image, zero.
+template <class T>
+LSDA_INLINE void clear_sides(const Frame& f, int64_t channels, T* image) {
+  const int64_t edge = f.margin * channels, pitch = f.padded_columns() * channels;
+  for (int64_t row = 0; row < f.padded_rows(); ++row, image += pitch) {
+    std::memset(image, 0, static_cast<size_t>(edge) * sizeof(T));
+    std::memset(image + pitch - edge, 0, static_cast<size_t>(edge) * sizeof(T));
+  }
+}
+
+}  // namespace core
+}  // namespace lsda

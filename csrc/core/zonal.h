@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with a covariance, or its root, that is the same at every longitude: Fourier transform in longitude, and for
+// each wavenumber (left middle right^H + floor) of what is at its rows and channels, in real arithmetic.
+#pragma once
+
+#include "core/product.h"
+
+namespace lsda {
+
+template <class T>
+struct ZonalParams {
+  T* out;
+  const T* x;                      // (members, rows, columns, channels)
+  const T *analysis, *synthesis;   // (2 waves, columns), real parts first, and (columns, 2 waves)
+  const T *right, *middle, *left;  // (waves, modes / 16, size, 16), below, (waves, size / 16, modes, 16)
+  const T* floor;                  // (waves, size), size = rows channels
+  int64_t members, rows, columns, channels, waves, modes;  // modes: real parts and imaginary parts
+  bool full;   // middle is a matrix, (waves, modes / 16, modes, 16), else a factor of each mode, (waves, modes)
+  T* scratch;  // zonal_scratch
+};
+
+template <class T>
+constexpr int64_t zonal_scratch(const ZonalParams<T>& a) {
+  return 2 * a.members * a.waves * (a.rows * a.channels + 3 * a.modes);
+}
+
+namespace core {
+
+// The real and imaginary part of V^H x from products (2, modes) of those of x with those of V.
+template <class T>
+LSDA_INLINE void zonal_coefficients(T* out, const T* in, int64_t modes) {
+  const int64_t half = modes / 2;
+  const T *rr = in, *ri = in + half, *ir = in + modes, *ii = in + modes + half;
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    out[i] = rr[i] + ii[i];
+    out[half + i] = ir[i] - ri[i];
+  }
+}
+
+// What V's real and imaginary parts are multiplied with for those of V c: (2, modes) from c; the factor may be null.
+template <class T>
+LSDA_INLINE void zonal_weights(T* out, const T* c, const T* factor, int64_t modes) {
+  const int64_t half = modes / 2;
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const T a = factor ? c[i] * factor[i] : c[i], b = factor ? c[half + i] * factor[half + i] : c[half + i];
+    out[i] = a;
+    out[half + i] = -b;
+    out[modes + i] = b;
+    out[modes + half + i] = a;
+  }
+}
+
+template <class T>
+LSDA_INLINE void zonal_floor(T* out, const T* floor, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = out[i] * floor[i];
+}
+
+}  // namespace core
+}  // namespace lsda

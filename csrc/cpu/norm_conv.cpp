@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/norm_conv.h"
+
+#include "cpu/ops.h"
+#include "cpu/parallel.h"
+
+namespace lsda::cpu {
+namespace {
+
+// The convolution of `count` padded images, and its transpose.
+template <class T>
+ConvParams<T> forward(const NormConvParams<T>& a, int64_t first, int64_t count, const T* padded) {
+  const Frame& f = a.norm.frame;
+  const int64_t channels = a.norm.groups * a.norm.width, size = f.places() * a.filters;
+  return {a.out + first * size,
+          padded,
+          a.weight,
+          a.bias,
+          a.add ? a.add + first * size : nullptr,
+          count,
+          f.rows,
+          f.columns,
+          channels,
+          a.filters,
+          2 * f.margin + 1,
+          f.padded_rows(),
+          0,
+          f.padded_columns() * channels,
+          core::padded_size(f, channels),
+          f.columns * a.filters,
+          size};
+}
+
+template <class T>
+ConvParams<T> transposed(const NormConvParams<T>& a, int64_t count, T* padded, const T* read) {
+  const Frame& f = a.norm.frame;
+  const int64_t channels = a.norm.groups * a.norm.width;
+  return {padded + (f.periodic ? f.margin * channels : 0),
+          read,
+          a.weight,
+          nullptr,
+          nullptr,
+          count,
+          f.padded_rows(),
+          core::made_columns(f),
+          a.filters,
+          channels,
+          2 * f.margin + 1,
+          f.rows,
+          2 * f.margin,
+          core::read_columns(f) * a.filters,
+          core::read_size(f, a.filters),
+          f.padded_columns() * channels,
+          core::padded_size(f, channels)};
+}
+
+}  // namespace
+
+// As many images together as there are threads: each goes from the norm to the convolution in one thread's cache.
+template <class T>
+void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcept {
+  const Frame& f = a.norm.frame;
+  const int64_t channels = a.norm.groups * a.norm.width, plain = f.places() * channels;
+  const int64_t padded = core::padded_size(f, channels), read = core::read_size(f, a.filters);
+  for (int64_t first = 0; first < a.norm.members; first += threads) {
+    const int64_t count = smaller(threads, a.norm.members - first);
+    T *images = a.scratch, *spread = a.scratch + count * padded;
+    NormParams<T> part = a.norm;
+    part.members = part.share = count;
+    part.x += first * plain;
+    part.kept += 2 * first * a.norm.groups;
+    if (product == Product::vjp) {
+      parallel_for(count, threads, [&](int64_t i) {
+        core::spread(f, a.filters, spread + i * read, a.u + (first + i) * f.places() * a.filters);
+        if (f.periodic) core::clear_sides(f, channels, images + i * padded);
+      });
+      conv(transposed(a, count, images, spread), threads);
+      part.t = images;
+      part.out += first * plain;
+      part.add = a.add ? a.add + first * plain : nullptr;
+      norm(part, product, threads);
+    } else {
+      part.t += first * plain;
+      part.out = images;
+      norm(part, product, threads);
+      conv(forward(a, first, count, images), threads);
+    }
+  }
+}
+
+template void norm_conv(const NormConvParams<float>&, Product, int) noexcept;
+template void norm_conv(const NormConvParams<double>&, Product, int) noexcept;
+
+}  // namespace lsda::cpu

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/contract.h"
+//
+#include "core/zonal.h"
+
+#include "cpu/ops.h"
+#include "cpu/parallel.h"
+#include "cpu/product.h"
+
+namespace lsda {
+
+LSDA_DISPATCH(zonal_coefficients)
+LSDA_DISPATCH(zonal_weights)
+LSDA_DISPATCH(zonal_floor)
+
+namespace cpu {
+namespace {
+
+// in (rows, taps) times packed (columns / 16, taps, 16).
+template <class T>
+ProductParams<T> dense(T* out, const T* in, const T* weight, const T* add, int64_t rows, int64_t columns,
+                       int64_t taps) {
+  constexpr int64_t together = kTogetherColumns;
+  return {out, in, weight, nullptr, add, rows, columns, taps, 1, columns, taps, 0, 0, together, taps * together};
+}
+
+// The members [first, last) of a wavenumber, in place: modes (members, 2, size).
+template <class T>
+void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t first, int64_t last) {
+  const int64_t size = a.rows * a.channels, count = last - first, all = a.modes * size;
+  T *flat = modes + (m * a.members + first) * 2 * size, *wide = scratch + (m * a.members + first) * 6 * a.modes;
+  T *one = wide + 2 * count * a.modes, *two = one + 2 * count * a.modes;
+  dispatch::product(dense<T>(wide, flat, a.right + m * all, nullptr, 2 * count, a.modes, size));
+  for (int64_t i = 0; i < count; ++i) {
+    T* to = one + i * a.modes;
+    const T* from = wide + 2 * i * a.modes;
+    dispatch::zonal_coefficients(to, from, a.modes);
+  }
+  const T* c = one;
+  if (a.full) {
+    dispatch::product(dense<T>(two, one, a.middle + m * a.modes * a.modes, nullptr, count, a.modes, a.modes));
+    c = two;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    T* to = wide + 2 * i * a.modes;
+    const T *from = c + i * a.modes, *factor = a.full ? nullptr : a.middle + m * a.modes;
+    dispatch::zonal_weights(to, from, factor, a.modes);
+  }
+  for (int64_t i = 0; i < 2 * count; ++i) {
+    T* to = flat + i * size;
+    const T* floor = a.floor + m * size;
+    dispatch::zonal_floor(to, floor, size);
+  }
+  dispatch::product(dense<T>(flat, wide, a.left + m * all, flat, 2 * count, size, a.modes));
+}
+
+}  // namespace
+
+template <class T>
+void zonal(const ZonalParams<T>& a, int threads) noexcept {
+  const int64_t size = a.rows * a.channels, pitch = a.columns * a.channels, step = 2 * a.members * size;
+  T *modes = a.scratch, *rest = modes + a.waves * step;
+  threads = useful_threads(threads, a.members * a.rows * pitch);
+  parallel_for(a.members * a.rows, threads, [&](int64_t i) {
+    const int64_t member = i / a.rows, row = i % a.rows;
+    for (int64_t part = 0; part < 2; ++part) {
+      dispatch::product<T>({modes + (2 * member + part) * size + row * a.channels,
+                            a.analysis + part * a.waves * a.columns, a.x + i * pitch, nullptr, nullptr, a.waves,
+                            a.channels, a.columns, 1, step, a.columns, 0, 0, a.channels, kTogetherColumns});
+    }
+  });
+  const int64_t pieces = smaller(blocks_of(threads, a.waves), a.members),
+                per = blocks_of(a.members, pieces < 1 ? 1 : pieces);
+  parallel_for(a.members ? a.waves * blocks_of(a.members, per) : 0, threads, [&](int64_t task) {
+    const int64_t parts = blocks_of(a.members, per), first = task % parts * per;
+    wave(a, modes, rest, task / parts, first, smaller(first + per, a.members));
+  });
+  parallel_for(a.members * a.rows, threads, [&](int64_t i) {
+    dispatch::product<T>({a.out + i * pitch, a.synthesis, modes + i / a.rows * 2 * size + i % a.rows * a.channels,
+                          nullptr, nullptr, a.columns, a.channels, a.waves, 2, a.channels, 2 * a.waves, a.waves, size,
+                          step, kTogetherColumns});
+  });
+}
+
+template void zonal(const ZonalParams<float>&, int) noexcept;
+template void zonal(const ZonalParams<double>&, int) noexcept;
+
+}  // namespace cpu
+}  // namespace lsda

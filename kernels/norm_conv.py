@@ -1,0 +1,239 @@
+"""Normalisation, SiLU, margins and the convolution behind them, with the products of their derivative:
+
+    y = W * pad(silu(a n + b)) + bias + add,   n = (x - mean) / sqrt(variance + eps)   (``norm_silu``)
+    J v = W * pad(D P v) + add,   J' u = P D pad' W' u + add
+
+In C++ what lies between norm and convolution stays in cache, an image a thread at a time, and what is added costs no
+pass of its own. Elsewhere, and in half precision, they run one after the other: ``norm_conv_products`` is for either.
+The convolution takes multiplications and additions fused, in one order for every instruction set that has them: bits of
+C++ are its own, those of the norm in it are ``norm_silu``'s.
+
+The operations see images with channels last, x (R, S, C) with S = H W, a and b (C,), and the weight as filters that are
+read together lie: (D / B, k, k, C, B); a VJP has that of the transpose, (C / B, k, k, D, B), turned by half a circle.
+There are no derivatives of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsda_fast.kernels import native
+from lsda_fast.kernels.geo_pad import edges
+from lsda_fast.kernels.implementations import Native
+from lsda_fast.kernels.norm_reference import jvp_reference, norm_reference, vjp_reference
+from lsda_fast.kernels.norm_silu import PRODUCTS
+from lsda_fast.kernels.registry import Operation
+from lsda_fast.kernels.standard import affine
+
+__all__ = ["norm_conv_products", "packed"]
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+_BLOCK = 16  # kTogetherColumns of csrc/core/product.h
+
+
+def norm_conv_products(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kernel: Tensor,
+    shift: Tensor | None,
+    pad: Sequence[Any],
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    silu: bool = True,
+    add: Tensor | None = None,
+) -> tuple[Tensor, Product, Product] | None:
+    """The value, (v, add) -> J v + add and (u, add) -> J' u + add, past autograd; None where no native code takes it.
+
+    Parameters
+    ----------
+    x : Tensor, shape (M, C, H, W)
+        In torch's channels-last format. One member takes any number of v and u.
+    weight, bias : Tensor, shape (C,), optional
+        Of the norm.
+    kernel, shift : Tensor, shape (D, C, k, k) and (D,), the second optional
+        Of the convolution.
+    pad : sequence
+        What ``geo_pad`` is told; its margin is k // 2.
+    groups, eps, silu
+        As for ``norm_silu``.
+    add : Tensor, shape (M, D, H, W), optional
+        To the value.
+    """
+    if x.ndim != 4 or x.dtype != kernel.dtype or not x.movedim(1, -1).is_contiguous() or x.is_contiguous():
+        return None
+    size = x.shape[2:]
+    a, b = (t[0] for t in affine(x, x.shape[1], weight, bias, None, None))
+    settings = (groups, silu, [*size, *map(int, edges(x.shape, *pad))])
+    flat = _flat(x)
+    forward, backward = packed(kernel), packed(kernel.flip(2, 3).transpose(0, 1))
+    arguments = (flat, a, b, forward, shift, None if add is None else _flat(add), *settings, eps)
+    if not VALUE.native(*arguments) or forward.shape[4] != backward.shape[4]:
+        return None
+    y, kept = VALUE(*arguments)
+
+    def product(operation: Operation, w: Tensor, t: Tensor, add: Tensor | None) -> Tensor:
+        t = _flat(t)
+        count = len(t) // max(len(flat), 1)
+        point = (flat, kept) if count == 1 else (flat.repeat(count, 1, 1), kept.repeat(count, 1, 1))
+        return _image(operation(t, *point, a, b, w, None if add is None else _flat(add), *settings), size)
+
+    return (
+        _image(y, size),
+        lambda v, add: product(JVP, forward, v, add),
+        lambda u, add: product(VJP, backward, u, add),
+    )
+
+
+def packed(kernel: Tensor) -> Tensor:
+    """A convolution's weight (D, C, k, k) as the operations take it, (D / B, k, k, C, B) with B = 16, or D itself."""
+    D = len(kernel)
+    return kernel.unflatten(0, (-1, _BLOCK if D % _BLOCK == 0 else D)).permute(0, 3, 4, 2, 1).contiguous()
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+
+
+def _image(y: Tensor, size: Sequence[int]) -> Tensor:
+    return y.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+
+
+def _unpacked(w: Tensor) -> Tensor:
+    return w.permute(0, 4, 3, 1, 2).flatten(0, 1)
+
+
+def _convolved(images: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+    return F.conv2d(_image(images, size), _unpacked(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _wider(image: Sequence[int]) -> list[int]:
+    H, W, n, *_ = image
+    return [H + 2 * n, W + 2 * n]
+
+
+def _value_reference(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    groups: int,
+    silu: bool,
+    image: Sequence[int],
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    y, kept = norm_reference(x, a[None], b[None], groups, True, silu, image, eps)
+    y = _convolved(y, w, bias, _wider(image))
+    return y if add is None else y + add, kept
+
+
+def _jvp_reference(
+    v: Tensor,
+    x: Tensor,
+    kept: Tensor,
+    a: Tensor,
+    b: Tensor,
+    w: Tensor,
+    add: Tensor | None,
+    groups: int,
+    silu: bool,
+    image: Sequence[int],
+) -> Tensor:
+    y = _convolved(jvp_reference(v, x, kept, a[None], b[None], groups, True, silu, image), w, None, _wider(image))
+    return y if add is None else y + add
+
+
+def _vjp_reference(
+    u: Tensor,
+    x: Tensor,
+    kept: Tensor,
+    a: Tensor,
+    b: Tensor,
+    w: Tensor,
+    add: Tensor | None,
+    groups: int,
+    silu: bool,
+    image: Sequence[int],
+) -> Tensor:
+    images = F.pad(_image(u, image[:2]), [w.shape[1] - 1] * 4)
+    spread = F.conv2d(images, _unpacked(w)).permute(0, 2, 3, 1).flatten(1, 2)
+    y = vjp_reference(spread, x, kept, a[None], b[None], groups, True, silu, image)
+    return y if add is None else y + add
+
+
+def _filters(w: Tensor) -> int:
+    return w.shape[0] * w.shape[4]
+
+
+def _value_empty(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:2], _filters(w)), x.new_empty(len(x), rest[2], 2)
+
+
+def _jvp_empty(v: Tensor, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:2], _filters(w))
+
+
+def _run(
+    product: str, out: Tensor, kept: Tensor, t: Tensor, x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any
+) -> None:
+    bias, add, groups, silu, image, *eps = rest
+    H, W, n, *frame = image
+    C = x.shape[2]
+    D = w.shape[3] if product == "vjp" else _filters(w)
+    # Between norm and convolution, of as many images as go together: ``between_size`` of csrc/core/norm_conv.h.
+    together = min(len(x), torch.get_num_threads())
+    scratch = x.new_empty(together * ((H + 2 * n) * (W + 2 * n) * C + H * (W + 4 * n) * D))
+    sizes = (len(x), groups, C // groups, D, silu, eps[0] if eps else 0.0, H, W, n, *map(bool, frame))
+    native.run("norm_conv", x.dtype, PRODUCTS.index(product), out, kept, t, x, a, b, w, bias, add, scratch, *sizes)
+
+
+def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequence[int]) -> str:
+    info = native.load().code
+    if info.isa() == "baseline":
+        return "the baseline instruction set has no fused multiplication and addition"
+    built = info.build_info()
+    if w.shape[4] != built["together"]:
+        return f"{_filters(w)} filters; C++ takes multiples of {built['together']}"
+    width = x.shape[2] // groups
+    return f"groups of {width} channels; C++ takes up to {built['columns']}" if width > built["columns"] else ""
+
+
+def _value_limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:
+    return _limits(x, a, b, w, rest[2], rest[4])
+
+
+def _derivative_limits(t: Tensor, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:
+    return _limits(x, a, b, w, rest[1], rest[3])
+
+
+_SETTINGS = "int groups, bool silu, int[] image"
+_WHERE = "Tensor x, Tensor kept, Tensor a, Tensor b, Tensor w, Tensor? add"
+VALUE = Operation(
+    f"norm_conv(Tensor x, Tensor a, Tensor b, Tensor w, Tensor? bias, Tensor? add, {_SETTINGS}, float eps)"
+    " -> (Tensor, Tensor)",
+    reference=_value_reference,
+    empty=_value_empty,
+    natives={"cpu": Native(lambda out, x, *rest: _run("value", *out, x, x, *rest), _value_limits)},
+)
+
+
+def _derivative(product: str, of: str, reference: Callable[..., Tensor], empty: Callable[..., Tensor]) -> Operation:
+    def run(out: Tensor, t: Tensor, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> None:
+        _run(product, out, kept, t, x, a, b, w, None, *rest)
+
+    return Operation(
+        f"norm_conv_{product}(Tensor {of}, {_WHERE}, {_SETTINGS}) -> Tensor",
+        reference=reference,
+        empty=empty,
+        natives={"cpu": Native(run, _derivative_limits)},
+    )
+
+
+JVP = _derivative("jvp", "v", _jvp_reference, _jvp_empty)
+VJP = _derivative("vjp", "u", _vjp_reference, lambda u, x, *rest: x.new_empty(x.shape))

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products and what is made of them: against plain loops, and their two products against each other.
+#pragma once
+
+#include "checks.h"
+#include "cpu/ops.h"
+
+// W (filters, size, size, channels), from one to the next filter and channel, as the operations take it.
+template <class T>
+Block<T> packed(const Block<T>& weight, int64_t filters, int64_t channels, int64_t taps, bool turned) {
+  constexpr int64_t together = lsda::kTogetherColumns;
+  const int64_t outer = turned ? channels : filters, inner = turned ? filters : channels;
+  Block<T> w(weight.size);
+  for (int64_t f = 0; f < outer; ++f) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t c = 0; c < inner; ++c) {
+        const int64_t from = turned ? (c * taps + taps - 1 - tap) * channels + f : (f * taps + tap) * channels + c;
+        w[((f / together * taps + tap) * inner + c) * together + f % together] = weight.data[from];
+      }
+    }
+  }
+  return w;
+}
+
+template <class T>
+void norm_convolution(int64_t images, int64_t channels, int64_t filters, lsda::Frame f, bool added, int threads) {
+  const int64_t places = f.places(), size = images * places * channels, made = images * places * filters;
+  const int64_t k = 2 * f.margin + 1, groups = 2, width = channels / groups;
+  auto x = random<T>(size), v = random<T>(size), u = random<T>(made), a = random<T>(channels), b = random<T>(channels);
+  auto weight = random<T>(filters * k * k * channels), bias = random<T>(filters), more = random<T>(made),
+       less = random<T>(size);
+  const auto ahead = packed(weight, filters, channels, k * k, false),
+             back = packed(weight, filters, channels, k * k, true);
+  Block<T> y(made), jvp(made), vjp(size), kept(2 * images * groups);
+  Block<T> scratch(threads * lsda::core::between_size(f, channels, filters));
+  const auto run = [&](T* out, const T* t, const Block<T>& w, const Block<T>* add, lsda::Product product) {
+    lsda::NormConvParams<T> p = {};
+    p.norm = {out,  kept.get(),         t,   x.get(), a.get(), b.get(), images, images, groups, width, f,
+              1e-5, lsda::Layout::last, true};
+    p.out = out;
+    p.u = t;
+    p.weight = w.data.get();
+    p.bias = product == lsda::Product::value ? bias.get() : nullptr;
+    p.add = added && add ? add->data.get() : nullptr;
+    p.filters = filters;
+    p.scratch = scratch.get();
+    lsda::cpu::norm_conv(p, product, threads);
+  };
+  run(y.get(), x.get(), ahead, &more, lsda::Product::value);
+  run(jvp.get(), v.get(), ahead, nullptr, lsda::Product::jvp);
+  run(vjp.get(), u.get(), back, &less, lsda::Product::vjp);
+  // The norm itself is checked elsewhere: its images with margins are what a plain convolution is of.
+  Block<T> padded(images * lsda::core::padded_size(f, channels));
+  lsda::cpu::norm<T, T>({padded.get(), kept.get(), x.get(), x.get(), a.get(), b.get(), images, images ? images : 1,
+                         groups, width, f, 1e-5, lsda::Layout::last, true},
+                        lsda::Product::value, threads);
+  double forward = 0, backward = 0, sum = 0;
+  for (int64_t image = 0; image < images; ++image) {
+    for (int64_t place = 0; place < places; ++place) {
+      const int64_t row = place / f.columns, column = place % f.columns;
+      for (int64_t d = 0; d < filters; ++d) {
+        const int64_t at = (image * places + place) * filters + d;
+        double exact = static_cast<double>(bias[d]) + (added ? static_cast<double>(more[at]) : 0.0), scale = 1.0;
+        for (int64_t tap = 0; tap < k * k; ++tap) {
+          const int64_t pixel = (row + tap / k) * f.padded_columns() + column + tap % k;
+          const T* in = padded.get() + (image * f.padded_rows() * f.padded_columns() + pixel) * channels;
+          for (int64_t c = 0; c < channels; ++c) {
+            const double term = static_cast<double>(in[c]) * weight[(d * k * k + tap) * channels + c];
+            exact += term;
+            scale += std::abs(term);
+          }
+        }
+        expect(within<T>(y[at], exact, scale), "norm_conv");
+        forward += static_cast<double>(u[at]) * jvp[at];
+        sum += std::abs(static_cast<double>(u[at]) * jvp[at]);
+      }
+    }
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    backward += static_cast<double>(v[i]) * (vjp[i] - (added ? static_cast<double>(less[i]) : 0.0));
+  }
+  expect(within<T>(forward, backward, 8 * sum), "the products of norm_conv");
+}
+
+// A symmetric one: its products are their own transpose. Its transforms are any matrices.
+template <class T>
+void zonal_product(int64_t members, int64_t rows, int64_t columns, int64_t channels, int64_t modes, bool full,
+                   int threads) {
+  constexpr int64_t together = lsda::kTogetherColumns;
+  const int64_t waves = columns / 2 + 1, n = rows * channels, size = members * columns * n;
+  auto x = random<T>(size), v = random<T>(size), analysis = random<T>(2 * waves * columns);
+  auto V = random<T>(waves * n * modes), floor = random<T>(waves * n);
+  auto middle = random<T>(waves * modes * (full ? modes : 1));
+  Block<T> synthesis(analysis.size), right(V.size), left(V.size), y(size), z(size);
+  for (int64_t f = 0; f < 2 * waves; ++f) {
+    for (int64_t c = 0; c < columns; ++c) synthesis[c * 2 * waves + f] = analysis[f * columns + c];
+  }
+  for (int64_t m = 0; m < waves; ++m) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < modes; ++j) {
+        const T value = V[(m * n + i) * modes + j];
+        right[m * n * modes + (j / together * n + i) * together + j % together] = value;
+        left[m * n * modes + (i / together * modes + j) * together + i % together] = value;
+      }
+    }
+    // Hermitian as it acts on real and imaginary parts: a real diagonal, the same in both halves.
+    for (int64_t j = 0; j < modes; ++j) {
+      const double value = 1.0 + static_cast<double>(j % (modes / 2));
+      if (!full) middle[m * modes + j] = static_cast<T>(value);
+      for (int64_t i = 0; full && i < modes; ++i) {
+        middle[m * modes * modes + (j / together * modes + i) * together + j % together] =
+            static_cast<T>(i == j ? value : 0.0);
+      }
+    }
+  }
+  lsda::ZonalParams<T> p = {
+      y.get(), x.get(), analysis.get(), synthesis.get(), right.get(), middle.get(), left.get(), floor.get(),
+      members, rows,    columns,        channels,        waves,       modes,        full,       nullptr};
+  Block<T> scratch(lsda::zonal_scratch(p));
+  p.scratch = scratch.get();
+  lsda::cpu::zonal(p, threads);
+  p.x = v.get();
+  p.out = z.get();
+  lsda::cpu::zonal(p, threads);
+  double one = 0, other = 0, sum = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    one += static_cast<double>(v[i]) * y[i];
+    other += static_cast<double>(x[i]) * z[i];
+    sum += std::abs(static_cast<double>(v[i]) * y[i]);
+  }
+  expect(within<T>(one, other, 8 * sum), "zonal");
+}
+
+template <class T>
+void products(int threads) {
+  const lsda::Frame globe = {5, 9, 1, true, true, true, false}, region = {4, 13, 2, false, false, true, false};
+  for (bool flag : {false, true}) {
+    for (const lsda::Frame& frame : {globe, region}) {
+      norm_convolution<T>(4, 16, 48, frame, flag, threads);
+      norm_convolution<T>(0, 16, 16, frame, flag, threads);
+    }
+    norm_convolution<T>(1, 32, 16, globe, flag, threads);
+    zonal_product<T>(5, 3, 8, 16, 32, flag, threads);
+    zonal_product<T>(0, 3, 8, 16, 16, flag, threads);
+  }
+}

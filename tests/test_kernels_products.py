@@ -1,0 +1,135 @@
+"""norm_conv and zonal_product: against torch's own layers, derivatives, determinism, and where they stand aside."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bench.cases.table import CASES
+from lsda_fast import kernels
+from lsda_fast.kernels import norm_conv as convolution
+from lsda_fast.kernels.geo_pad import geo_pad
+from lsda_fast.kernels.norm_conv import norm_conv_products
+from lsda_fast.kernels.zonal_product import ZONAL
+from lsda_fast.models.derivatives import chain, derivative
+from lsda_fast.models.layers import ResidualBlock
+from lsda_fast.models.zonal_whitening import ZonalWhitening
+
+GLOBE = (1, True, (True, True))
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    t = torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+    return t.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else t
+
+
+def inputs(M=2, C=16, D=32, H=5, W=8, dtype=torch.float64):
+    """x, and what norm_conv_products is told after it."""
+    return draw(M, C, H, W, dtype=dtype), (
+        draw(C, seed=1, dtype=dtype),
+        draw(C, seed=2, dtype=dtype),
+        draw(D, C, 3, 3, seed=3, dtype=dtype) / 12,
+        draw(D, seed=4, dtype=dtype),
+        GLOBE,
+    )
+
+
+def test_it_is_torchs_norm_and_convolution_and_its_derivatives(checks):
+    checks.isas()
+    x, rest = inputs()
+    weight, bias, kernel, shift, pad = rest
+    add, v, u = draw(2, 32, 5, 8, seed=5), draw(2, 16, 5, 8, seed=6), draw(2, 32, 5, 8, seed=7)
+
+    def plain(x):
+        return F.conv2d(geo_pad(F.silu(F.group_norm(x, 4, weight, bias)), *pad), kernel, shift)
+
+    value, jvp, vjp = norm_conv_products(x, *rest, groups=4, add=add)
+    expected, pull = torch.func.vjp(plain, x)
+    torch.testing.assert_close(value, expected + add)
+    torch.testing.assert_close(vjp(u, v), pull(u)[0] + v)
+    torch.testing.assert_close(vjp(u, None), pull(u)[0])
+    # torch's group norm has no forward mode: by transposition.
+    torch.testing.assert_close((u * jvp(v, None)).sum(), (pull(u)[0] * v).sum())
+    torch.testing.assert_close(jvp(v, u), jvp(v, None) + u)
+
+
+def test_one_member_serves_any_number_of_directions(checks):
+    checks.isas()
+    x, rest = inputs(M=1)
+    _, jvp, vjp = norm_conv_products(x, *rest, groups=4)
+    v, u = draw(3, 16, 5, 8, seed=6), draw(3, 32, 5, 8, seed=7)
+    torch.testing.assert_close(jvp(v, None), torch.cat([jvp(t[None], None) for t in v]), rtol=0, atol=0)
+    torch.testing.assert_close(vjp(u, v), torch.cat([vjp(s[None], t[None]) for s, t in zip(u, v)]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("operation", ["norm_conv", "norm_conv_jvp", "norm_conv_vjp", "zonal_product"])
+def test_the_same_bits_on_any_number_of_threads(checks, operation):
+    for label in ("the globe", "a torus") if operation != "zonal_product" else ("a matrix", "many members"):
+        function, inputs = CASES[operation][label]().prepare(checks.SINGLE)
+        checks.assert_bitwise_stable(lambda f=function, i=inputs: f(*i), repeats=100)
+
+
+def test_registration(checks):
+    checks.isas()
+    x, (weight, bias, kernel, shift, _) = inputs()
+    flat, image = x.permute(0, 2, 3, 1).contiguous().flatten(1, 2), [5, 8, 1, 1, 1, 1, 0]
+    forward, backward = convolution.packed(kernel), convolution.packed(kernel.flip(2, 3).transpose(0, 1))
+    quick = ("test_schema", "test_faketensor")
+    value = (flat, weight, bias, forward, shift, None, 4, True, image, 1e-5)
+    torch.library.opcheck(convolution.VALUE.op, value, test_utils=quick)
+    y, kept = convolution.VALUE(*value)
+    point = (flat, kept, weight, bias)
+    torch.library.opcheck(convolution.JVP.op, (flat, *point, forward, y, 4, True, image), test_utils=quick)
+    torch.library.opcheck(convolution.VJP.op, (y, *point, backward, None, 4, True, image), test_utils=quick)
+    function, (x,) = CASES["zonal_product"]["a matrix"]().prepare(checks.SINGLE)
+    (matrices,) = function.args
+    torch.library.opcheck(ZONAL.op, (x, *matrices), test_utils=quick)
+
+
+@pytest.mark.parametrize("why", ["filters", "channels", "planes", "half", "the reference", "the instruction set"])
+def test_where_no_native_code_takes_it_there_is_nothing(checks, why):
+    checks.isas()
+    dtype = torch.bfloat16 if why == "half" else torch.float32
+    x, rest = inputs(C=8 if why == "channels" else 16, D=24 if why == "filters" else 32, dtype=dtype)
+    if why == "planes":
+        x = x.contiguous()
+    assert norm_conv_products(*inputs(dtype=torch.float32)[:1], *inputs(dtype=torch.float32)[1], groups=4)
+    forced = {"the reference": ("reference", None), "the instruction set": ("cpu", "baseline")}.get(why, ("cpu", None))
+    with kernels.use(*forced):
+        assert norm_conv_products(x, *rest, groups=4) is None
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_residual_block_is_the_same_one_operation_after_the_other(checks, members):
+    checks.isas()
+    torch.manual_seed(0)
+    block = ResidualBlock(32, periodic=True, groups=4).double().requires_grad_(False)
+    torch.nn.init.normal_(block.conv2.conv.weight, std=0.1)
+    x, v = draw(members, 32, 4, 6), draw(members, 32, 4, 6, seed=1)
+    with kernels.trace() as taken:
+        fused = chain(x, [lambda h: derivative(block, h)])
+        products = fused.value, fused.jvp(v), fused.vjp(v)
+    assert {choice.operation for choice in taken} == {"norm_conv", "norm_conv_jvp", "norm_conv_vjp"}
+    with kernels.use("reference"):
+        plain = derivative(block, x)
+        expected = plain.value, plain.jvp(v), plain.vjp(v)
+    for got, exact in zip(products, expected):
+        torch.testing.assert_close(got, exact)
+
+
+def test_the_covariance_of_a_whitening_is_the_same_either_way(checks):
+    checks.isas()
+    errors = torch.randn(40, 16, 6, 8, generator=torch.Generator().manual_seed(0))
+    whitening = ZonalWhitening((16, 6, 8), rank=8, reach=3.0)
+    whitening.fit(errors)
+    whitening.double()
+    with kernels.trace() as taken:
+        fused = whitening.wide_coloring()
+        got = fused.color(errors.double()), fused.adjoint(errors.double()), fused.covariance(errors.double())
+    assert {choice.implementation for choice in taken if choice.operation == "zonal_product"} == {"cpu"}
+    with kernels.use("reference"):
+        plain = whitening.wide_coloring()
+    expected = plain.color(errors.double()), plain.adjoint(errors.double()), plain.covariance(errors.double())
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert got[1].is_contiguous()
