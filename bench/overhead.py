@@ -30,7 +30,8 @@ from lsda_fast.sampler import Sampler
 # The first that an operation's name holds.
 CATEGORIES = {
     "matrix products": (
-        "conv", "mm", "linear", "matmul", "attention", "softmax", "einsum", "lsda::head", "lsda::zonal", "linalg_", "dot"
+        *("conv", "mm", "linear", "matmul", "attention", "softmax", "einsum", "linalg_", "dot"),
+        *("lsda::head", "lsda::shuffle", "lsda::zonal"),
     ),
     "norms and activations": ("norm", "silu", "gelu", "erf"),
     "operator": ("lsda::obs_",),

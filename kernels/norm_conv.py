@@ -25,13 +25,13 @@ from lsda_fast.kernels.geo_pad import edges
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.norm_reference import jvp_reference, norm_reference, vjp_reference
 from lsda_fast.kernels.norm_silu import PRODUCTS
+from lsda_fast.kernels.packed import obstacle, packed, unpacked
 from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import affine
 
-__all__ = ["norm_conv_products", "packed"]
+__all__ = ["filters", "norm_conv_products"]
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
-_BLOCK = 16  # kTogetherColumns of csrc/core/product.h
 
 
 def norm_conv_products(
@@ -70,9 +70,9 @@ def norm_conv_products(
     a, b = (t[0] for t in affine(x, x.shape[1], weight, bias, None, None))
     settings = (groups, silu, [*size, *map(int, edges(x.shape, *pad))])
     flat = _flat(x)
-    forward, backward = packed(kernel), packed(kernel.flip(2, 3).transpose(0, 1))
+    forward, backward = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
     arguments = (flat, a, b, forward, shift, None if add is None else _flat(add), *settings, eps)
-    if not VALUE.native(*arguments) or forward.shape[4] != backward.shape[4]:
+    if not VALUE.native(*arguments) or obstacle(x.shape[1]):
         return None
     y, kept = VALUE(*arguments)
 
@@ -89,10 +89,10 @@ def norm_conv_products(
     )
 
 
-def packed(kernel: Tensor) -> Tensor:
-    """A convolution's weight (D, C, k, k) as the operations take it, (D / B, k, k, C, B) with B = 16, or D itself."""
-    D = len(kernel)
-    return kernel.unflatten(0, (-1, _BLOCK if D % _BLOCK == 0 else D)).permute(0, 3, 4, 2, 1).contiguous()
+def filters(kernel: Tensor) -> Tensor:
+    """A convolution's weight (D, C, k, k) as the operations take it, (D / B, k, k, C, B)."""
+    window = kernel.permute(2, 3, 1, 0)
+    return packed(window.flatten(0, 2)).unflatten(1, window.shape[:3])
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -103,12 +103,12 @@ def _image(y: Tensor, size: Sequence[int]) -> Tensor:
     return y.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
-def _unpacked(w: Tensor) -> Tensor:
-    return w.permute(0, 4, 3, 1, 2).flatten(0, 1)
+def _kernel(w: Tensor) -> Tensor:
+    return unpacked(w.flatten(1, 3)).unflatten(0, w.shape[1:4]).permute(3, 2, 0, 1)
 
 
 def _convolved(images: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
-    return F.conv2d(_image(images, size), _unpacked(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
+    return F.conv2d(_image(images, size), _kernel(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _wider(image: Sequence[int]) -> list[int]:
@@ -162,7 +162,7 @@ def _vjp_reference(
     image: Sequence[int],
 ) -> Tensor:
     images = F.pad(_image(u, image[:2]), [w.shape[1] - 1] * 4)
-    spread = F.conv2d(images, _unpacked(w)).permute(0, 2, 3, 1).flatten(1, 2)
+    spread = F.conv2d(images, _kernel(w)).permute(0, 2, 3, 1).flatten(1, 2)
     y = vjp_reference(spread, x, kept, a[None], b[None], groups, True, silu, image)
     return y if add is None else y + add
 
@@ -194,14 +194,8 @@ def _run(
 
 
 def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequence[int]) -> str:
-    info = native.load().code
-    if info.isa() == "baseline":
-        return "the baseline instruction set has no fused multiplication and addition"
-    built = info.build_info()
-    if w.shape[4] != built["together"]:
-        return f"{_filters(w)} filters; C++ takes multiples of {built['together']}"
-    width = x.shape[2] // groups
-    return f"groups of {width} channels; C++ takes up to {built['columns']}" if width > built["columns"] else ""
+    width, most = x.shape[2] // groups, native.load().code.build_info()["columns"]
+    return obstacle(w.shape[4]) or (f"groups of {width} channels; C++ takes up to {most}" if width > most else "")
 
 
 def _value_limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:

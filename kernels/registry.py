@@ -33,6 +33,7 @@ FILES = (
     "obs_project",
     "obs_residual",
     "sampler_step",
+    "shuffle_product",
     "window_attention",
     "zonal_product",
 )

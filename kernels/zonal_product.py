@@ -15,22 +15,10 @@ from torch import Tensor
 
 from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import Native
+from lsda_fast.kernels.packed import BLOCK, obstacle, unpacked
 from lsda_fast.kernels.registry import Operation
 
-__all__ = ["ZONAL", "packed"]
-
-_BLOCK = 16  # kTogetherColumns of csrc/core/product.h
-
-
-def packed(matrix: Tensor) -> Tensor:
-    """Matrices (..., taps, columns) as the operation reads them, (..., columns / B, taps, B), B = 16 or all columns."""
-    columns = matrix.shape[-1]
-    block = _BLOCK if columns % _BLOCK == 0 else columns
-    return matrix.unflatten(-1, (-1, block)).movedim(-2, -3).contiguous()
-
-
-def _unpacked(matrix: Tensor) -> Tensor:
-    return matrix.movedim(-3, -2).flatten(-2)
+__all__ = ["ZONAL"]
 
 
 def zonal_reference(
@@ -46,12 +34,12 @@ def zonal_reference(
     M, waves = len(x), len(floor)
     rows = x.movedim(2, -1).flatten(1, 2)
     modes = (rows @ analysis.T).unflatten(2, (2, waves)).permute(3, 0, 2, 1)
-    rr, ri, ir, ii = (modes @ _unpacked(right)[:, None]).flatten(2).unflatten(2, (4, -1)).unbind(2)
+    rr, ri, ir, ii = (modes @ unpacked(right)[:, None]).flatten(2).unflatten(2, (4, -1)).unbind(2)
     c = torch.cat([rr + ii, ir - ri], dim=-1)
-    c = c * middle[:, None] if middle.ndim == 2 else c @ _unpacked(middle)
+    c = c * middle[:, None] if middle.ndim == 2 else c @ unpacked(middle)
     a, b = c.chunk(2, dim=-1)
     weights = torch.cat([a, -b, b, a], dim=-1).unflatten(2, (2, -1))
-    modes = weights @ _unpacked(left)[:, None] + floor[:, None, None] * modes
+    modes = weights @ unpacked(left)[:, None] + floor[:, None, None] * modes
     y = modes.permute(1, 3, 2, 0).reshape(M, rows.shape[1], 2 * waves) @ synthesis.T
     return y.unflatten(1, (x.shape[1], x.shape[3])).movedim(-1, 2).contiguous()
 
@@ -61,18 +49,13 @@ def _fill(out: Tensor, x: Tensor, *matrices: Tensor) -> None:
     M, rows, columns, C = x.shape
     waves, modes = len(floor), middle.shape[-1] if middle.ndim == 2 else middle.shape[-2]
     # ``zonal_scratch`` of csrc/core/zonal.h.
-    scratch = x.new_empty(2 * M * waves * (rows * C + 3 * modes))
+    scratch = x.new_empty(waves * (2 * M * (rows * C + BLOCK) + 5 * BLOCK + 6 * M * modes))
     native.run("zonal", x.dtype, out, x, *matrices, scratch, M, rows, columns, C, waves, modes, middle.ndim > 2)
 
 
 def _limits(x: Tensor, analysis: Tensor, synthesis: Tensor, right: Tensor, middle: Tensor, *rest: Tensor) -> str:
-    if native.load().code.isa() == "baseline":
-        return "the baseline instruction set has no fused multiplication and addition"
-    together = native.load().code.build_info()["together"]
     modes = middle.shape[-1] if middle.ndim == 2 else middle.shape[-2]
-    if x.shape[3] % together or modes % together:
-        return f"{x.shape[3]} channels and {modes} modes; C++ takes multiples of {together}"
-    return ""
+    return obstacle(x.shape[3], modes)
 
 
 ZONAL = Operation(

@@ -73,7 +73,7 @@ def test_registration(checks):
     checks.isas()
     x, (weight, bias, kernel, shift, _) = inputs()
     flat, image = x.permute(0, 2, 3, 1).contiguous().flatten(1, 2), [5, 8, 1, 1, 1, 1, 0]
-    forward, backward = convolution.packed(kernel), convolution.packed(kernel.flip(2, 3).transpose(0, 1))
+    forward, backward = convolution.filters(kernel), convolution.filters(kernel.flip(2, 3).transpose(0, 1))
     quick = ("test_schema", "test_faketensor")
     value = (flat, weight, bias, forward, shift, None, 4, True, image, 1e-5)
     torch.library.opcheck(convolution.VALUE.op, value, test_utils=quick)

@@ -38,6 +38,8 @@ OPERATIONS = [
     "obs_project",
     "obs_residual",
     "sampler_step",
+    "shuffle_adjoint",
+    "shuffle_product",
     "window_attention",
     "window_attention_jvp",
     "window_attention_vjp",

@@ -27,10 +27,12 @@ from lsda_fast.kernels.noise import NOISE, signed
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import obs_residual
+from lsda_fast.kernels.packed import packed
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
+from lsda_fast.kernels.shuffle_product import SHUFFLE, SHUFFLE_ADJOINT
 from lsda_fast.kernels.standard import Standard
-from lsda_fast.kernels.zonal_product import ZONAL, packed
+from lsda_fast.kernels.zonal_product import ZONAL
 
 __all__ = [
     "SEED",
@@ -44,6 +46,7 @@ __all__ = [
     "observe",
     "pad",
     "residual",
+    "shuffle",
     "slices",
     "stream",
     "transition",
@@ -253,7 +256,7 @@ def convolve(
     kept = Standard.of(x, a[None], b[None], groups, True, EPS).statistics(R, groups)
     inputs = {"value": (x,), "jvp": (v, x, kept), "vjp": (u, x, kept)}[product]
     operation = {"value": convolution.VALUE, "jvp": convolution.JVP, "vjp": convolution.VJP}[product]
-    w = convolution.packed(kernel.flip(2, 3).transpose(0, 1) if product == "vjp" else kernel)
+    w = convolution.filters(kernel.flip(2, 3).transpose(0, 1) if product == "vjp" else kernel)
     settings: tuple[Any, ...] = (groups, silu, list(image), *([EPS] if product == "value" else []))
 
     def bind(cast: Cast) -> Callable[..., Outputs]:
@@ -268,6 +271,20 @@ def convolve(
         return call
 
     return Case((*inputs, *([add] if added else [])), bind)
+
+
+def shuffle(adjoint: bool, draw: Draw, M: int, h: int, w: int, C: int, F: int, p: int) -> Case:
+    """Places of C channels and patches of p x p places of F features."""
+    weight, bias = draw.normal(p, C, p * F) / C**0.5, draw.normal(p, p * F)
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        if adjoint:
+            back = packed(cast(weight).transpose(1, 2).flatten(0, 1)).unflatten(1, (p, -1))
+            return lambda u: SHUFFLE_ADJOINT(u, back)
+        ahead, shift = packed(cast(weight)), cast(bias)
+        return lambda x: SHUFFLE(x, ahead, shift)
+
+    return Case((draw.normal(M, h * p, w * p, F) if adjoint else draw.normal(M, h, w, C),), bind)
 
 
 def zonal(draw: Draw, M: int, rows: int, columns: int, C: int, modes: int, full: bool) -> Case:

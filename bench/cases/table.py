@@ -18,6 +18,7 @@ from bench.cases.operation import (
     observe,
     pad,
     residual,
+    shuffle,
     slices,
     stream,
     transition,
@@ -108,6 +109,13 @@ _CONVOLUTIONS: dict[str, tuple] = {
     "one row": (2, 16, 16, 3, 2, True, True, (1, 6, 1, 1, 1, 1, 0)),
     "no image": (0, 16, 16, 3, 2, True, True, (5, 7, 1, 1, 1, 1, 0)),
 }
+# M, rows, columns, channels, features, patch
+_SHUFFLES: dict[str, tuple] = {
+    "patches": (3, 4, 5, 32, 16, 4),
+    "one place": (2, 1, 1, 16, 8, 2),
+    "no patches": (2, 3, 7, 16, 48, 1),
+    "no member": (0, 3, 4, 16, 16, 2),
+}
 # M, rows, columns, channels, modes, middle a matrix
 _ZONAL: dict[str, tuple] = {
     "a factor": (3, 4, 10, 16, 32, False),
@@ -187,6 +195,8 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "obs_project": _table(partial(observe, "project"), _OBSERVED),
     "obs_residual": {},
     "sampler_step": _table(transition, _TRANSITIONS),
+    "shuffle_adjoint": _table(partial(shuffle, True), _SHUFFLES),
+    "shuffle_product": _table(partial(shuffle, False), _SHUFFLES),
     "window_attention": _table(partial(windows, "value"), WINDOWS),
     "window_attention_jvp": _table(partial(windows, "jvp"), WINDOWS),
     "window_attention_vjp": _table(partial(windows, "vjp"), WINDOWS),

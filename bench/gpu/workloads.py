@@ -24,6 +24,7 @@ from bench.cases.operation import (
     observe,
     pad,
     residual,
+    shuffle,
     slices,
     stream,
     transition,
@@ -125,6 +126,14 @@ def _convolve(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(name, case, tensors * places * width + 9 * width**2, 0, 18 * places * width**2)
 
 
+def _shuffle(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, C, F, (h, w) = s.members, 16 * max(1, s.width // 16), 16 * max(1, s.width // 512), s.latent[1:]
+    p = s.state[1] // h
+    case = shuffle(adjoint, draw, M, h, w, C, F, p)
+    moved = M * h * w * (C + p * p * F) + p * p * F * C
+    yield Workload(f"{M} x {h * w} patches of {p} x {p}", case, moved, 0, 2 * M * h * w * C * p * p * F)
+
+
 def _zonal(s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, modes, (C, rows, columns) = s.members, s.heads * 8, s.latent
     C, waves = -(-C // 16) * 16, columns // 2 + 1
@@ -182,6 +191,8 @@ WORKLOADS: dict[str, Maker] = {
     "obs_project": partial(_observe, "project"),
     "obs_residual": _residual,
     "sampler_step": partial(_vectors, lambda draw, *shape: transition(draw, 2, 0.75, *shape), 3),
+    "shuffle_adjoint": partial(_shuffle, True),
+    "shuffle_product": partial(_shuffle, False),
     "window_attention": partial(_windows, "value"),
     "window_attention_jvp": partial(_windows, "jvp"),
     "window_attention_vjp": partial(_windows, "vjp"),

@@ -49,7 +49,6 @@ py::dict build_info() {
   info["isas"] = isas();
   info["tile"] = lsda::kTile;
   info["columns"] = lsda::kColumns;
-  info["together"] = lsda::kTogetherColumns;
   return info;
 }
 
@@ -204,6 +203,14 @@ void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t col
 }
 
 template <class T>
+void shuffle(Address out, Address in, Address weight, Address bias, int64_t members, int64_t rows, int64_t columns,
+             int64_t channels, int64_t features, int64_t patch, bool adjoint, int threads) {
+  lsda::cpu::shuffle<T>(
+      {at<T>(out), at<T>(in), at<T>(weight), at<T>(bias), members, rows, columns, channels, features, patch, adjoint},
+      threads);
+}
+
+template <class T>
 void zonal(Address out, Address x, Address analysis, Address synthesis, Address right, Address middle, Address left,
            Address floor, Address scratch, int64_t members, int64_t rows, int64_t columns, int64_t channels,
            int64_t waves, int64_t modes, bool full, int threads) {
@@ -249,6 +256,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("geo_pad_64", &geo_pad<uint64_t>, unlocked);
   module.def("geo_fold_32", &geo_fold<float>, unlocked);
   module.def("geo_fold_64", &geo_fold<double>, unlocked);
+  module.def("shuffle_32", &shuffle<float>, unlocked);
+  module.def("shuffle_64", &shuffle<double>, unlocked);
   module.def("zonal_32", &zonal<float>, unlocked);
   module.def("zonal_64", &zonal<double>, unlocked);
   module.def("philox", &philox, unlocked);

@@ -19,9 +19,20 @@ struct ZonalParams {
   T* scratch;  // zonal_scratch
 };
 
+// From one member's modes to the next, and from one wavenumber's: what is read together does not fall into the same few
+// sets of a cache.
+template <class T>
+constexpr int64_t zonal_pitch(const ZonalParams<T>& a) {
+  return a.rows * a.channels + kTogetherColumns;
+}
+template <class T>
+constexpr int64_t zonal_step(const ZonalParams<T>& a) {
+  return 2 * a.members * zonal_pitch(a) + 5 * kTogetherColumns;
+}
+
 template <class T>
 constexpr int64_t zonal_scratch(const ZonalParams<T>& a) {
-  return 2 * a.members * a.waves * (a.rows * a.channels + 3 * a.modes);
+  return a.waves * (zonal_step(a) + 6 * a.members * a.modes);
 }
 
 namespace core {

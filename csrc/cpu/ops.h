@@ -12,6 +12,7 @@
 #include "core/obs_adjoint.h"
 #include "core/obs_residual.h"
 #include "core/sampler_step.h"
+#include "core/shuffle.h"
 #include "core/zonal.h"
 
 namespace lsda::cpu {
@@ -56,6 +57,9 @@ void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcep
 
 template <class T>
 void gated_norm(const GatedParams<T>& a, Product product, int threads) noexcept;
+
+template <class T>
+void shuffle(const ShuffleParams<T>& a, int threads) noexcept;
 
 template <class T>
 void zonal(const ZonalParams<T>& a, int threads) noexcept;

@@ -16,21 +16,21 @@ LSDA_DISPATCH(zonal_floor)
 namespace cpu {
 namespace {
 
-// in (rows, taps) times packed (columns / 16, taps, 16).
+// in (rows, taps) times packed (columns / 16, taps, 16); rows of out and in so far apart.
 template <class T>
-ProductParams<T> dense(T* out, const T* in, const T* weight, const T* add, int64_t rows, int64_t columns,
-                       int64_t taps) {
+ProductParams<T> dense(T* out, int64_t out_row, const T* in, int64_t in_row, const T* weight, const T* add,
+                       int64_t rows, int64_t columns, int64_t taps) {
   constexpr int64_t together = kTogetherColumns;
-  return {out, in, weight, nullptr, add, rows, columns, taps, 1, columns, taps, 0, 0, together, taps * together};
+  return {out, in, weight, nullptr, add, rows, columns, taps, 1, out_row, in_row, 0, 0, together, taps * together};
 }
 
 // The members [first, last) of a wavenumber, in place: modes (members, 2, size).
 template <class T>
 void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t first, int64_t last) {
-  const int64_t size = a.rows * a.channels, count = last - first, all = a.modes * size;
-  T *flat = modes + (m * a.members + first) * 2 * size, *wide = scratch + (m * a.members + first) * 6 * a.modes;
+  const int64_t size = a.rows * a.channels, pitch = zonal_pitch(a), count = last - first, all = a.modes * size;
+  T *flat = modes + m * zonal_step(a) + first * 2 * pitch, *wide = scratch + (m * a.members + first) * 6 * a.modes;
   T *one = wide + 2 * count * a.modes, *two = one + 2 * count * a.modes;
-  dispatch::product(dense<T>(wide, flat, a.right + m * all, nullptr, 2 * count, a.modes, size));
+  dispatch::product(dense<T>(wide, a.modes, flat, pitch, a.right + m * all, nullptr, 2 * count, a.modes, size));
   for (int64_t i = 0; i < count; ++i) {
     T* to = one + i * a.modes;
     const T* from = wide + 2 * i * a.modes;
@@ -38,7 +38,8 @@ void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t firs
   }
   const T* c = one;
   if (a.full) {
-    dispatch::product(dense<T>(two, one, a.middle + m * a.modes * a.modes, nullptr, count, a.modes, a.modes));
+    dispatch::product(
+        dense<T>(two, a.modes, one, a.modes, a.middle + m * a.modes * a.modes, nullptr, count, a.modes, a.modes));
     c = two;
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -47,25 +48,25 @@ void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t firs
     dispatch::zonal_weights(to, from, factor, a.modes);
   }
   for (int64_t i = 0; i < 2 * count; ++i) {
-    T* to = flat + i * size;
+    T* to = flat + i * pitch;
     const T* floor = a.floor + m * size;
     dispatch::zonal_floor(to, floor, size);
   }
-  dispatch::product(dense<T>(flat, wide, a.left + m * all, flat, 2 * count, size, a.modes));
+  dispatch::product(dense<T>(flat, pitch, wide, a.modes, a.left + m * all, flat, 2 * count, size, a.modes));
 }
 
 }  // namespace
 
 template <class T>
 void zonal(const ZonalParams<T>& a, int threads) noexcept {
-  const int64_t size = a.rows * a.channels, pitch = a.columns * a.channels, step = 2 * a.members * size;
+  const int64_t size = zonal_pitch(a), image = a.columns * a.channels, step = zonal_step(a);
   T *modes = a.scratch, *rest = modes + a.waves * step;
-  threads = useful_threads(threads, a.members * a.rows * pitch);
+  threads = useful_threads(threads, a.members * a.rows * image);
   parallel_for(a.members * a.rows, threads, [&](int64_t i) {
     const int64_t member = i / a.rows, row = i % a.rows;
     for (int64_t part = 0; part < 2; ++part) {
       dispatch::product<T>({modes + (2 * member + part) * size + row * a.channels,
-                            a.analysis + part * a.waves * a.columns, a.x + i * pitch, nullptr, nullptr, a.waves,
+                            a.analysis + part * a.waves * a.columns, a.x + i * image, nullptr, nullptr, a.waves,
                             a.channels, a.columns, 1, step, a.columns, 0, 0, a.channels, kTogetherColumns});
     }
   });
@@ -76,7 +77,7 @@ void zonal(const ZonalParams<T>& a, int threads) noexcept {
     wave(a, modes, rest, task / parts, first, smaller(first + per, a.members));
   });
   parallel_for(a.members * a.rows, threads, [&](int64_t i) {
-    dispatch::product<T>({a.out + i * pitch, a.synthesis, modes + i / a.rows * 2 * size + i % a.rows * a.channels,
+    dispatch::product<T>({a.out + i * image, a.synthesis, modes + i / a.rows * 2 * size + i % a.rows * a.channels,
                           nullptr, nullptr, a.columns, a.channels, a.waves, 2, a.channels, 2 * a.waves, a.waves, size,
                           step, kTogetherColumns});
   });

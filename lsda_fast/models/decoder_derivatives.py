@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsda_fast.kernels.shuffle_product import shuffle_products
 from lsda_fast.models.convolutional import ConvolutionalAutoencoder
 from lsda_fast.models.derivatives import chain, derivative, pointwise
 from lsda_fast.models.linear import LinearAutoencoder, ResidualAutoencoder
@@ -77,6 +78,9 @@ def _expanded(layer: nn.Conv2d, p: int, x: Tensor) -> Derivative:
 
     Its channels are made in the order in which they lie after the shuffle, which then moves p pixels at once.
     """
+    fused = shuffle_products(x, layer.weight.flatten(1), layer.bias, p)
+    if fused:
+        return Derivative(*fused)
     order = torch.arange(layer.out_channels, device=x.device).unflatten(0, (-1, p, p)).permute(1, 2, 0).flatten()
     bias = layer.bias if layer.bias is None else layer.bias[order]
     y, jvp, vjp, _ = pointwise(x, layer.weight.flatten(1)[order], bias)

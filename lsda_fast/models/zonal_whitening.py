@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels.zonal_product import ZONAL, packed
+from lsda_fast.kernels.packed import packed
+from lsda_fast.kernels.zonal_product import ZONAL
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
 
 __all__ = ["ZonalWhitening", "row_taper"]
