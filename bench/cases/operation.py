@@ -28,6 +28,7 @@ from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import obs_residual
 from lsda_fast.kernels.packed import packed
+from lsda_fast.kernels.restricted_step import restricted_step
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
 from lsda_fast.kernels.shuffle_product import SHUFFLE, SHUFFLE_ADJOINT
@@ -46,6 +47,7 @@ __all__ = [
     "observe",
     "pad",
     "residual",
+    "restricted",
     "shuffle",
     "slices",
     "stream",
@@ -209,6 +211,27 @@ def conjugate(draw: Draw, *shape: int) -> Case:
     x, r, p, noise = (draw.normal(*shape) for _ in range(4))
     rr = r.square().flatten(1).sum(1)
     return Case((x, r, p, rr, p + 0.125 * noise, torch.zeros_like(rr)), lambda cast: cg_step)
+
+
+def restricted(draw: Draw, M: int, P: int) -> Case:
+    """x, r, p, rr, F F'w, f, limit in the middle of an iteration, every third member at its end."""
+    x, q, w, f = draw.normal(M, P + 1), draw.normal(M, P + 1), draw.normal(M, P), draw.normal(M, P)
+    # Products of a positive definite F F', here twice the identity, so that lengths are positive.
+    products = torch.cat([2 * q[:, :-1] + q[:, -1:] * f, (q[:, :-1] * f).sum(1, True) + 3 * q[:, -1:]], dim=1)
+    r, p = torch.stack([q, products]), torch.stack([q + 0.125 * x, products])
+    rr = (r[0] * r[1]).sum(1)
+    limit = torch.where(torch.arange(M, device=rr.device) % 3 == 2, 2 * rr.abs(), torch.zeros_like(rr))
+    inputs = (x, r.movedim(1, 0), p.movedim(1, 0), rr, w, f, limit)
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        # A row a member, as of every case.
+        def call(x: Tensor, r: Tensor, p: Tensor, *rest: Tensor) -> Outputs:
+            x, r, p, rr = restricted_step(x, r.movedim(0, 1), p.movedim(0, 1), *rest)
+            return x, r.movedim(1, 0).contiguous(), p.movedim(1, 0).contiguous(), rr
+
+        return call
+
+    return Case(inputs, bind)
 
 
 def adam(draw: Draw, *shape: int) -> Case:

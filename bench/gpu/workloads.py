@@ -24,6 +24,7 @@ from bench.cases.operation import (
     observe,
     pad,
     residual,
+    restricted,
     shuffle,
     slices,
     stream,
@@ -126,6 +127,11 @@ def _convolve(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(name, case, tensors * places * width + 9 * width**2, 0, 18 * places * width**2)
 
 
+def _restricted(s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, P = s.latents, len(columns(s.state, 0.01)[0])
+    yield Workload(f"{M} x {P} observations", restricted(draw, M, P), M * (12 * (P + 1) + 2 * P))
+
+
 def _shuffle(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, C, F, (h, w) = s.members, 16 * max(1, s.width // 16), 16 * max(1, s.width // 512), s.latent[1:]
     p = s.state[1] // h
@@ -190,6 +196,7 @@ WORKLOADS: dict[str, Maker] = {
     "obs_adjoint": partial(_observe, "adjoint"),
     "obs_project": partial(_observe, "project"),
     "obs_residual": _residual,
+    "restricted_step": _restricted,
     "sampler_step": partial(_vectors, lambda draw, *shape: transition(draw, 2, 0.75, *shape), 3),
     "shuffle_adjoint": partial(_shuffle, True),
     "shuffle_product": partial(_shuffle, False),

@@ -203,6 +203,14 @@ void geo_fold(Address out, Address in, int64_t images, int64_t rows, int64_t col
 }
 
 template <class T>
+void restricted_step(Address x, Address r, Address p, Address rr, Address x0, Address r0, Address p0, Address rr0,
+                     Address Gw, Address f, Address limit, int64_t members, int64_t size, int threads) {
+  lsda::cpu::restricted_step<T>({at<T>(x), at<T>(r), at<T>(p), at<T>(rr), at<T>(x0), at<T>(r0), at<T>(p0), at<T>(rr0),
+                                 at<T>(Gw), at<T>(f), at<T>(limit), members, size},
+                                threads);
+}
+
+template <class T>
 void shuffle(Address out, Address in, Address weight, Address bias, int64_t members, int64_t rows, int64_t columns,
              int64_t channels, int64_t features, int64_t patch, bool adjoint, int threads) {
   lsda::cpu::shuffle<T>(
@@ -256,6 +264,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("geo_pad_64", &geo_pad<uint64_t>, unlocked);
   module.def("geo_fold_32", &geo_fold<float>, unlocked);
   module.def("geo_fold_64", &geo_fold<double>, unlocked);
+  module.def("restricted_step_32", &restricted_step<float>, unlocked);
+  module.def("restricted_step_64", &restricted_step<double>, unlocked);
   module.def("shuffle_32", &shuffle<float>, unlocked);
   module.def("shuffle_64", &shuffle<double>, unlocked);
   module.def("zonal_32", &zonal<float>, unlocked);

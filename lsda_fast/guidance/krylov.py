@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from lsda_fast.guidance.base import dot, per_member, squared_norm
 from lsda_fast.kernels.cg_step import cg_step
+from lsda_fast.kernels.restricted_step import restricted_length, restricted_step
 
 __all__ = ["cg", "gcr", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
 
@@ -130,17 +131,11 @@ def restricted_cg(
     # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
     r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
     p, x, limit = r, torch.zeros_like(r[0]), tolerance**2 * rr
-    for left in reversed(range(iterations)):
-        w = p[1, :, :-1]
-        going = rr > limit
-        step = _length(rr, dot(p[0], p[1]) + squared_norm(w), going)[:, None]
-        x = torch.addcmul(x, step, p[0])
-        if not left:
-            break
-        change = torch.stack([pad(w, (0, 1)), torch.cat([gram(w.to(b)).double(), dot(f, w)[:, None]], dim=1)])
-        r = torch.addcmul(r, -step, p + change)
-        previous, rr = rr, torch.where(going, dot(r[0], r[1]), rr)
-        p = torch.where(going[:, None], torch.addcmul(r, (rr / previous.clamp_min(1e-38))[:, None], p), p)
+    for _ in range(iterations - 1):
+        w = p[1, :, :-1].contiguous()
+        x, r, p, rr = restricted_step(x, r, p, rr, gram(w.to(b)).double(), f, limit)
+    if iterations:
+        x = torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0])
     return adjoint(x[:, :-1].to(b)) + per_member(x[:, -1].to(b), b) * b
 
 

@@ -132,7 +132,92 @@ void zonal_product(int64_t members, int64_t rows, int64_t columns, int64_t chann
 }
 
 template <class T>
+void shuffle(int64_t members, int64_t rows, int64_t columns, int64_t channels, int64_t features, int64_t p,
+             int threads) {
+  constexpr int64_t together = lsda::kTogetherColumns;
+  const int64_t coarse = members * rows * columns * channels, fine = members * rows * columns * p * p * features;
+  const int64_t row = p * features;
+  auto x = random<T>(coarse), u = random<T>(fine), weight = random<T>(p * row * channels), bias = random<T>(p * row);
+  Block<T> ahead(weight.size), back(weight.size), y(fine), plain(fine), z(coarse);
+  for (int64_t a = 0; a < p; ++a) {
+    for (int64_t i = 0; i < row; ++i) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const T w = weight[(a * row + i) * channels + c];
+        ahead[((a * row + i) / together * channels + c) * together + i % together] = w;
+        back[((c / together * p + a) * row + i) * together + c % together] = w;
+      }
+    }
+  }
+  lsda::cpu::shuffle<T>(
+      {y.get(), x.get(), ahead.get(), bias.get(), members, rows, columns, channels, features, p, false}, threads);
+  lsda::cpu::shuffle<T>(
+      {plain.get(), x.get(), ahead.get(), nullptr, members, rows, columns, channels, features, p, false}, threads);
+  lsda::cpu::shuffle<T>({z.get(), u.get(), back.get(), nullptr, members, rows, columns, channels, features, p, true},
+                        threads);
+  double forward = 0, backward = 0, sum = 0;
+  for (int64_t i = 0; i < fine; ++i) {
+    const int64_t place = i / features, X = place % (columns * p), Y = place / (columns * p) % (rows * p);
+    const int64_t at = Y % p * row + X % p * features + i % features;
+    const T* in = x.get() + ((place / (rows * p * columns * p) * rows + Y / p) * columns + X / p) * channels;
+    double exact = bias[at], scale = 1.0;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double term = static_cast<double>(in[c]) * weight[at * channels + c];
+      exact += term;
+      scale += std::abs(term);
+    }
+    expect(within<T>(y[i], exact, scale), "shuffle");
+    forward += static_cast<double>(u[i]) * plain[i];
+    sum += std::abs(static_cast<double>(u[i]) * plain[i]);
+  }
+  for (int64_t i = 0; i < coarse; ++i) backward += static_cast<double>(x[i]) * z[i];
+  expect(within<T>(forward, backward, sum), "the transpose of shuffle");
+}
+
+// Two iterations of a problem with F F' = 2 1 and F b = 0: b is an eigenvector, found at once, and then stands still.
+template <class T>
+void restricted(int64_t members, int64_t P, int threads) {
+  const int64_t n = P + 1;
+  auto w = random<T>(members * P);
+  Block<T> x(members * n, T(0)), r(2 * members * n, T(0)), p(2 * members * n), rr(members), f(members * P, T(0));
+  Block<T> x1(members * n), r1(2 * members * n), p1(2 * members * n), rr1(members), Gw(members * P), limit(members);
+  for (int64_t m = 0; m < members; ++m) {
+    double square = 0;
+    for (int64_t i = 0; i < P; ++i) {
+      r[m * n + i] = w[m * P + i];
+      r[(members + m) * n + i] = 2 * w[m * P + i];
+      Gw[m * P + i] = 4 * w[m * P + i];
+      square += 2.0 * static_cast<double>(w[m * P + i]) * w[m * P + i];
+    }
+    rr[m] = static_cast<T>(square);
+    limit[m] = static_cast<T>(1e-6 * square);
+  }
+  for (int64_t i = 0; i < r.size; ++i) p[i] = r[i];
+  const auto step = [&](Block<T>& x0, Block<T>& r0, Block<T>& p0, Block<T>& rr0, Block<T>& to) {
+    Block<T> r2(r.size), p2(p.size), rr2(members);
+    lsda::cpu::restricted_step<T>({to.get(), r2.get(), p2.get(), rr2.get(), x0.get(), r0.get(), p0.get(), rr0.get(),
+                                   Gw.get(), f.get(), limit.get(), members, n},
+                                  threads);
+    for (int64_t i = 0; i < r.size; ++i) r1[i] = r2[i], p1[i] = p2[i];
+    for (int64_t m = 0; m < members; ++m) rr1[m] = rr2[m];
+  };
+  step(x, r, p, rr, x1);
+  for (int64_t m = 0; m < members; ++m) {
+    for (int64_t i = 0; i < P; ++i) expect(close(x1[m * n + i], w[m * P + i] / 3.0, 8.0), "restricted_step");
+    expect(rr1[m] <= limit[m], "what restricted_step leaves");
+  }
+  Block<T> x2(members * n), r0(r.size), p0(p.size), rr0(members);
+  for (int64_t i = 0; i < r.size; ++i) r0[i] = r1[i], p0[i] = p1[i];
+  for (int64_t m = 0; m < members; ++m) rr0[m] = rr1[m];
+  step(x1, r0, p0, rr0, x2);
+  for (int64_t i = 0; i < x.size; ++i) expect(x2[i] == x1[i], "restricted_step of who is there");
+}
+
+template <class T>
 void products(int threads) {
+  shuffle<T>(3, 2, 5, 16, 8, 2, threads);
+  shuffle<T>(0, 2, 5, 16, 16, 1, threads);
+  restricted<T>(5, 700, threads);
+  restricted<T>(0, 7, threads);
   const lsda::Frame globe = {5, 9, 1, true, true, true, false}, region = {4, 13, 2, false, false, true, false};
   for (bool flag : {false, true}) {
     for (const lsda::Frame& frame : {globe, region}) {
