@@ -70,62 +70,72 @@ LSDA_INLINE void locate(Part<L, T>& part, const NormParams<T, S>& a, int64_t fir
 // Places that are worked on together where a pass follows another.
 constexpr int64_t kTogether = 32;
 
+// Channels side by side that are worked on from place to place.
+constexpr int64_t kSide = 16;
+
+// f(k, s, c) for the numbers k of `pixels` places, all of one channel, or of those of a token: s and c say where its
+// statistics are, and its channel.
+template <Layout L, class T, class F>
+LSDA_INLINE void each(const Piece<L, T>& piece, int64_t pixels, const F& f) {
+  if (!Piece<L, T>::kColumnar) {
+    const int64_t length = Piece<L, T>::kRun ? pixels : piece.length;
+#pragma omp simd
+    for (int64_t i = 0; i < length; ++i) f(i, 0, Piece<L, T>::kRun ? 0 : i);
+    return;
+  }
+  const int64_t stride = piece.stride;
+  int64_t first = 0;
+  for (; first + kSide <= piece.length; first += kSide) {
+    for (int64_t place = first, i = 0; i < pixels; ++i, place += stride) {
+#pragma omp simd
+      for (int64_t c = 0; c < kSide; ++c) f(place + c, first + c, first + c);
+    }
+  }
+  const int64_t rest = piece.length - first;
+  if (!rest) return;
+  for (int64_t place = first, i = 0; i < pixels; ++i, place += stride) {
+#pragma omp simd
+    for (int64_t c = 0; c < rest; ++c) f(place + c, first + c, first + c);
+  }
+}
+
 // out = P t, of known moments, and what is added.
 template <bool kAdd, Layout L, class T, class S>
 LSDA_INLINE void project(Piece<L, T>& piece, S* out, const S* t, const S* x, const S* add) {
-  constexpr bool many = Piece<L, T>::kColumnar;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
-  const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0];
-  const int64_t segments = many ? piece.segments : 1, length = many ? piece.length : piece.size;
-  for (int64_t s = 0; s < segments; ++s, out += piece.stride, t += piece.stride, x += piece.stride) {
+  const auto one = [=](int64_t k, int64_t s, int64_t) LSDA_INLINED {
+    const T r = scale[s], normal = (x[k] - mean[s]) * r, projected = r * (t[k] - m1[s] - normal * m2[s]);
+    out[k] = kAdd ? projected + add[k] : projected;
+  };
+  if (Piece<L, T>::kColumnar) return each(piece, piece.segments, one);
 #pragma omp simd
-    for (int64_t i = 0; i < length; ++i) {
-      const T r = many ? scale[i] : scale0, normal = (x[i] - (many ? mean[i] : mean0)) * r;
-      const T projected = r * (t[i] - (many ? m1[i] : m10) - normal * (many ? m2[i] : m20));
-      out[i] = kAdd ? projected + add[i] : projected;
-    }
-    if (kAdd) add += piece.stride;
-  }
+  for (int64_t i = 0; i < piece.size; ++i) one(i, 0, 0);
 }
 
 // out = y, or D t, of the numbers of `pixels` places, all of one channel, or of those of a token.
 template <bool kSilu, bool kSlope, Layout L, class T, class S>
 LSDA_INLINE void activate(const Piece<L, T>& piece, S* out, const S* t, const S* x, const T* a, const T* b,
                           int64_t pixels) {
-  constexpr bool many = Piece<L, T>::kColumnar, run = Piece<L, T>::kRun;
   const T *mean = piece.mean, *scale = piece.scale;
-  const T mean0 = mean[0], scale0 = scale[0], a0 = a[0], b0 = b[0];
-  const int64_t segments = many ? pixels : 1, length = run ? pixels : piece.length;
-  for (int64_t s = 0; s < segments; ++s, out += piece.stride, t += piece.stride, x += piece.stride) {
-#pragma omp simd
-    for (int64_t i = 0; i < length; ++i) {
-      const T ai = run ? a0 : a[i];
-      if (kSlope && !kSilu) {
-        out[i] = t[i] * ai;
-      } else {
-        const T p = (x[i] - (many ? mean[i] : mean0)) * (many ? scale[i] : scale0) * ai + (run ? b0 : b[i]);
-        out[i] = kSlope ? t[i] * (ai * silu_slope(p)) : kSilu ? silu(p) : p;
-      }
+  each(piece, pixels, [=](int64_t k, int64_t s, int64_t c) LSDA_INLINED {
+    if (kSlope && !kSilu) {
+      out[k] = t[k] * a[c];
+    } else {
+      const T p = (x[k] - mean[s]) * scale[s] * a[c] + b[c];
+      out[k] = kSlope ? t[k] * (a[c] * silu_slope(p)) : kSilu ? silu(p) : p;
     }
-  }
+  });
 }
 
 // out = D P t, likewise.
 template <bool kSilu, Layout L, class T, class S>
 LSDA_INLINE void tangent(const Piece<L, T>& piece, S* out, const S* t, const S* x, const T* a, const T* b,
                          int64_t pixels) {
-  constexpr bool many = Piece<L, T>::kColumnar, run = Piece<L, T>::kRun;
   const T *mean = piece.mean, *scale = piece.scale, *m1 = piece.m1, *m2 = piece.m2;
-  const T mean0 = mean[0], scale0 = scale[0], m10 = m1[0], m20 = m2[0], a0 = a[0], b0 = b[0];
-  const int64_t segments = many ? pixels : 1, length = run ? pixels : piece.length;
-  for (int64_t s = 0; s < segments; ++s, out += piece.stride, t += piece.stride, x += piece.stride) {
-#pragma omp simd
-    for (int64_t i = 0; i < length; ++i) {
-      const T r = many ? scale[i] : scale0, normal = (x[i] - (many ? mean[i] : mean0)) * r, ai = run ? a0 : a[i];
-      const T projected = r * (t[i] - (many ? m1[i] : m10) - normal * (many ? m2[i] : m20));
-      out[i] = projected * (kSilu ? ai * silu_slope(normal * ai + (run ? b0 : b[i])) : ai);
-    }
-  }
+  each(piece, pixels, [=](int64_t k, int64_t s, int64_t c) LSDA_INLINED {
+    const T r = scale[s], normal = (x[k] - mean[s]) * r, projected = r * (t[k] - m1[s] - normal * m2[s]);
+    out[k] = projected * (kSilu ? a[c] * silu_slope(normal * a[c] + b[c]) : a[c]);
+  });
 }
 
 // out = D t of a row, and its sums where columns have theirs.
