@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.kernels.packed import packed
+from lsda_fast.kernels.packed import BLOCK, packed
 from lsda_fast.kernels.zonal_product import ZONAL
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
 
@@ -109,16 +109,19 @@ class ZonalWhitening(Whitening):
         self, V: Tensor, gain: Tensor, DV: Tensor, D_floor: Tensor, H: Tensor, DD_floor: Tensor
     ) -> Coloring | None:
         """The same through ``zonal_product``, channels last; None where no native code takes it."""
-        by_place = lambda t: t.unflatten(-1, self.std.shape[:2]).mT.flatten(-2)  # noqa: E731
-        VT, DVT = (packed(by_place(t.mT)) for t in (V, DV))
-        V, DV = (packed(by_place(t.mT).mT) for t in (V, DV))
-        gain, H = torch.cat([gain, gain], dim=-1).flatten(1), packed(H)
-        D_floor, DD_floor = (by_place(t).flatten(1) for t in (D_floor, DD_floor))
+        channels, rows, _ = self.std.shape
+        place = V.new_empty(1, rows, self.analysis.shape[1], channels)
         transforms = (self.analysis, self.synthesis.mT.contiguous())
-        matrices = ((V, gain, DVT, D_floor), (DV, gain, VT, D_floor), (DV, H, DVT, DD_floor))
-        place = self.std.expand(*self.std.shape[:2], self.analysis.shape[1]).movedim(0, -1).contiguous()[None]
-        if not ZONAL.native(place, *transforms, *matrices[0]):
+        gain = torch.cat([gain, gain], dim=-1).flatten(1)
+        if not ZONAL.native(place, *transforms, V, gain, V, D_floor):
             return None
+        split = [V.unflatten(1, (channels, rows)) for V in (V, DV)]
+        # As ``packed`` has them, with places before channels.
+        right, D_right = (t.unflatten(3, (-1, BLOCK)).permute(0, 3, 2, 1, 4).flatten(2, 3).contiguous() for t in split)
+        left, D_left = (t.unflatten(1, (-1, BLOCK)).permute(0, 3, 1, 4, 2).flatten(1, 2).contiguous() for t in split)
+        H = packed(H)
+        D_floor, DD_floor = (t.reshape(-1, channels, rows).mT.flatten(1).contiguous() for t in (D_floor, DD_floor))
+        matrices = ((right, gain, D_left, D_floor), (D_right, gain, left, D_floor), (D_right, H, D_left, DD_floor))
 
         def product(x: Tensor, right: Tensor, middle: Tensor, left: Tensor, floor: Tensor) -> Tensor:
             last = x.permute(0, 2, 3, 1).contiguous()
