@@ -103,6 +103,10 @@ _FAR = {
 _CONVOLUTIONS: dict[str, tuple] = {
     "the globe": (3, 16, 32, 3, 4, True, True, (5, 8, 1, 1, 1, 1, 0)),
     "odd columns, nothing added": (2, 48, 16, 3, 8, False, False, (4, 7, 1, 1, 1, 1, 0)),
+    "even rows and columns": (3, 32, 48, 3, 4, True, True, (6, 10, 1, 1, 1, 1, 0)),
+    "an even region": (2, 16, 32, 3, 2, True, True, (4, 6, 1, 0, 1, 1, 0)),
+    "an even torus, nothing added": (5, 16, 16, 3, 2, False, False, (4, 6, 1, 1, 1, 1, 1)),
+    "many channels": (2, 96, 96, 3, 8, True, True, (12, 24, 1, 1, 1, 1, 0)),
     "a wide window": (2, 16, 48, 5, 2, True, True, (6, 10, 2, 1, 1, 1, 0)),
     "one pole": (2, 16, 16, 3, 1, True, False, (6, 8, 1, 1, 0, 1, 0)),
     "a region": (2, 16, 16, 5, 2, True, True, (5, 13, 2, 0, 1, 1, 0)),

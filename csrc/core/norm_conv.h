@@ -28,7 +28,13 @@ constexpr int64_t read_columns(const Frame& f) { return made_columns(f) + 2 * f.
 constexpr int64_t padded_size(const Frame& f, int64_t channels) {
   return f.padded_rows() * f.padded_columns() * channels;
 }
-constexpr int64_t read_size(const Frame& f, int64_t filters) { return f.rows * read_columns(f) * filters; }
+// Rows of zeros above it and below, where core/winograd.h then takes it; elsewhere there are none, and none are read.
+constexpr int64_t zero_rows(const Frame& f) {
+  return f.margin == 1 && f.rows % 2 == 0 && made_columns(f) % 2 == 0 ? 2 : 0;
+}
+constexpr int64_t read_size(const Frame& f, int64_t filters) {
+  return (f.rows + 2 * zero_rows(f)) * read_columns(f) * filters;
+}
 
 // Numbers of an image between norm and convolution: with margins, and of a VJP what the convolution reads.
 constexpr int64_t between_size(const Frame& f, int64_t channels, int64_t filters) {
@@ -39,6 +45,9 @@ constexpr int64_t between_size(const Frame& f, int64_t channels, int64_t filters
 template <class T>
 LSDA_INLINE void spread(const Frame& f, int64_t filters, T* out, const T* u) {
   const int64_t side = (read_columns(f) - f.columns) / 2 * filters, width = f.columns * filters;
+  const int64_t zeros = zero_rows(f) * (width + 2 * side);
+  std::memset(out, 0, static_cast<size_t>(zeros) * sizeof(T));
+  out += zeros;
   for (int64_t row = 0; row < f.rows; ++row, u += width) {
     const size_t edge = static_cast<size_t>(side) * sizeof(T);
     if (f.periodic) {
@@ -51,6 +60,7 @@ LSDA_INLINE void spread(const Frame& f, int64_t filters, T* out, const T* u) {
     std::memcpy(out + side, u, static_cast<size_t>(width) * sizeof(T));
     out += width + 2 * side;
   }
+  std::memset(out, 0, static_cast<size_t>(zeros) * sizeof(T));
 }
 
 // The margins west and east of a padded image, zero.

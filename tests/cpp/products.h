@@ -219,12 +219,14 @@ void products(int threads) {
   restricted<T>(5, 700, threads);
   restricted<T>(0, 7, threads);
   const lsda::Frame globe = {5, 9, 1, true, true, true, false}, region = {4, 13, 2, false, false, true, false};
+  const lsda::Frame even = {6, 8, 1, true, true, false, false}, apart = {4, 6, 1, false, false, true, false};
   for (bool flag : {false, true}) {
-    for (const lsda::Frame& frame : {globe, region}) {
+    for (const lsda::Frame& frame : {globe, region, even, apart}) {
       norm_convolution<T>(4, 16, 48, frame, flag, threads);
       norm_convolution<T>(0, 16, 16, frame, flag, threads);
     }
     norm_convolution<T>(1, 32, 16, globe, flag, threads);
+    norm_convolution<T>(1, 32, 48, even, flag, threads);
     zonal_product<T>(5, 3, 8, 16, 32, flag, threads);
     zonal_product<T>(0, 3, 8, 16, 16, flag, threads);
   }
