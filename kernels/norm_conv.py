@@ -187,9 +187,10 @@ def _run(
     H, W, n, *frame = image
     C = x.shape[2]
     D = w.shape[3] if product == "vjp" else _filters(w)
-    # Between norm and convolution, of as many images as go together: ``between_size`` of csrc/core/norm_conv.h.
-    together = min(len(x), torch.get_num_threads())
-    scratch = x.new_empty(together * ((H + 2 * n) * (W + 2 * n) * C + (H + 4 * n) * (W + 4 * n) * D))
+    # Between norm and convolution: no less than ``between_size`` of csrc/core/norm_conv.h.
+    windows = 8 * (W + 2 * n) * (C + D) + 4 * (W + 2 * n + 2) * max(C, D)
+    image = (H + 2 * n) * (W + 2 * n) * C + (H + 4 * n) * (W + 4 * n) * D
+    scratch = x.new_empty(16 * C * D + torch.get_num_threads() * (image + windows))
     sizes = (len(x), groups, C // groups, D, silu, eps[0] if eps else 0.0, H, W, n, *map(bool, frame))
     native.run("norm_conv", x.dtype, PRODUCTS.index(product), out, kept, t, x, a, b, w, bias, add, scratch, *sizes)
 

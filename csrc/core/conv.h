@@ -15,6 +15,7 @@ struct ConvParams {
   int64_t channels, filters, size;
   int64_t in_rows, before;  // a row r of out sees rows r - before to r - before + size - 1 of in, those that are there
   int64_t in_pitch, in_image, out_pitch, out_image;
+  T *transformed, *windows;  // of core/winograd.h where it takes this: the weight, and room for each thread
 };
 
 namespace core {

@@ -15,7 +15,7 @@ struct NormConvParams {
   const T *u, *weight, *bias,
       *add;         // u: what a VJP is of; the weight as in core/conv.h, of a VJP that of the transpose
   int64_t filters;  // of the convolution itself
-  T* scratch;       // between_size of as many images as go together
+  T* scratch;       // between_size
 };
 
 namespace core {
@@ -36,9 +36,12 @@ constexpr int64_t read_size(const Frame& f, int64_t filters) {
   return (f.rows + 2 * zero_rows(f)) * read_columns(f) * filters;
 }
 
-// Numbers of an image between norm and convolution: with margins, and of a VJP what the convolution reads.
-constexpr int64_t between_size(const Frame& f, int64_t channels, int64_t filters) {
-  return padded_size(f, channels) + read_size(f, filters);
+// Numbers between norm and convolution, at least: of an image a thread with margins, and of a VJP what the convolution
+// reads; and what core/winograd.h makes of the weight, and for each thread of an image, whichever way it goes.
+constexpr int64_t between_size(const Frame& f, int64_t channels, int64_t filters, int64_t threads) {
+  const int64_t columns = made_columns(f), most = channels > filters ? channels : filters;
+  const int64_t windows = 8 * columns * (channels + filters) + 4 * (columns + 2) * most;
+  return 16 * channels * filters + threads * (padded_size(f, channels) + read_size(f, filters) + windows);
 }
 
 // An image as a transposed convolution reads it: continued where longitude wraps, with zeros around it elsewhere.

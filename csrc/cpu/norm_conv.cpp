@@ -28,7 +28,9 @@ ConvParams<T> forward(const NormConvParams<T>& a, int64_t first, int64_t count, 
           f.padded_columns() * channels,
           core::padded_size(f, channels),
           f.columns * a.filters,
-          size};
+          size,
+          nullptr,
+          nullptr};
 }
 
 template <class T>
@@ -51,7 +53,9 @@ ConvParams<T> transposed(const NormConvParams<T>& a, int64_t count, T* padded, c
           core::read_columns(f) * a.filters,
           core::read_size(f, a.filters),
           f.padded_columns() * channels,
-          core::padded_size(f, channels)};
+          core::padded_size(f, channels),
+          nullptr,
+          nullptr};
 }
 
 }  // namespace
@@ -60,21 +64,28 @@ ConvParams<T> transposed(const NormConvParams<T>& a, int64_t count, T* padded, c
 template <class T>
 void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcept {
   const Frame& f = a.norm.frame;
+  const bool back = product == Product::vjp;
   const int64_t channels = a.norm.groups * a.norm.width, plain = f.places() * channels;
   const int64_t padded = core::padded_size(f, channels), read = core::read_size(f, a.filters);
-  for (int64_t first = 0; first < a.norm.members; first += threads) {
-    const int64_t count = smaller(threads, a.norm.members - first);
-    T *images = a.scratch, *spread = a.scratch + count * padded;
+  const int64_t together = smaller(threads, a.norm.members);
+  T *images = a.scratch, *spread = images + together * padded, *transformed = spread + together * read;
+  T* windows = transformed + 16 * channels * a.filters;
+  for (int64_t first = 0; first < a.norm.members; first += together) {
+    const int64_t count = smaller(together, a.norm.members - first);
     NormParams<T> part = a.norm;
     part.members = part.share = count;
     part.x += first * plain;
     part.kept += 2 * first * a.norm.groups;
-    if (product == Product::vjp) {
+    ConvParams<T> convolution = back ? transposed(a, count, images, spread) : forward(a, first, count, images);
+    convolution.transformed = transformed;
+    convolution.windows = windows;
+    if (first == 0) conv_weight(convolution, threads);
+    if (back) {
       parallel_for(count, threads, [&](int64_t i) {
         core::spread(f, a.filters, spread + i * read, a.u + (first + i) * f.places() * a.filters);
         if (f.periodic) core::clear_sides(f, channels, images + i * padded);
       });
-      conv(transposed(a, count, images, spread), threads);
+      conv(convolution, threads);
       part.t = images;
       part.out += first * plain;
       part.add = a.add ? a.add + first * plain : nullptr;
@@ -83,7 +94,7 @@ void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcep
       part.t += first * plain;
       part.out = images;
       norm(part, product, threads);
-      conv(forward(a, first, count, images), threads);
+      conv(convolution, threads);
     }
   }
 }

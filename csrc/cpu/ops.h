@@ -52,7 +52,9 @@ void adam_step(const AdamParams<T>& a, int threads) noexcept;
 template <class T, class S>
 void norm(const NormParams<T, S>& a, Product product, int threads) noexcept;
 
-// Called by norm_conv alone.
+// Called by norm_conv alone, which has at most as many images at a time as threads: the weight once, then any images.
+template <class T>
+void conv_weight(const ConvParams<T>& a, int threads) noexcept;
 template <class T>
 void conv(const ConvParams<T>& a, int threads) noexcept;
 

@@ -32,7 +32,7 @@ void norm_convolution(int64_t images, int64_t channels, int64_t filters, lsda::F
   const auto ahead = packed(weight, filters, channels, k * k, false),
              back = packed(weight, filters, channels, k * k, true);
   Block<T> y(made), jvp(made), vjp(size), kept(2 * images * groups);
-  Block<T> scratch(threads * lsda::core::between_size(f, channels, filters));
+  Block<T> scratch(lsda::core::between_size(f, channels, filters, threads));
   const auto run = [&](T* out, const T* t, const Block<T>& w, const Block<T>* add, lsda::Product product) {
     lsda::NormConvParams<T> p = {};
     p.norm = {out,  kept.get(),         t,   x.get(), a.get(), b.get(), images, images, groups, width, f,
