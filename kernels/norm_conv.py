@@ -26,7 +26,7 @@ from lsda_fast.kernels.geo_pad import edges
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.norm_reference import jvp_reference, norm_reference, vjp_reference
 from lsda_fast.kernels.norm_silu import PRODUCTS
-from lsda_fast.kernels.packed import obstacle, packed, unpacked
+from lsda_fast.kernels.packed import BLOCK, obstacle, packed, unpacked
 from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import affine
 
@@ -65,17 +65,17 @@ def norm_conv_products(
     add : Tensor, shape (M, D, H, W), optional
         To the value.
     """
-    if x.ndim != 4 or x.dtype != kernel.dtype or not x.movedim(1, -1).is_contiguous() or x.is_contiguous():
+    D, C, k, _ = kernel.shape
+    last = x.ndim == 4 and x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+    if not last or x.dtype != kernel.dtype or D % BLOCK or C % BLOCK or pad[0] != k // 2:
         return None
-    size = x.shape[2:]
-    a, b = (t[0] for t in affine(x, x.shape[1], weight, bias, None, None))
+    size, flat = x.shape[2:], _flat(x)
+    a, b = (t[0] for t in affine(x, C, weight, bias, None, None))
     settings = (groups, silu, [*size, *map(int, edges(x.shape, *pad))])
-    flat = _flat(x)
-    forward, backward = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
-    arguments = (flat, a, b, forward, shift, None if add is None else _flat(add), *settings, eps)
-    if not VALUE.native(*arguments) or obstacle(x.shape[1]):
+    if not VALUE.native(flat, a, b, kernel.new_empty(0, k, k, C, BLOCK), shift, None, *settings, eps):
         return None
-    y, kept = VALUE(*arguments)
+    forward, backward = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
+    y, kept = VALUE(flat, a, b, forward, shift, None if add is None else _flat(add), *settings, eps)
 
     def product(operation: Operation, w: Tensor, t: Tensor, add: Tensor | None) -> Tensor:
         t = _flat(t)

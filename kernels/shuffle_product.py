@@ -33,15 +33,15 @@ def shuffle_products(
     bias : Tensor, shape (F p p,), optional
     patch : int
     """
-    flat = x.permute(0, 2, 3, 1)
-    if not flat.is_contiguous() or x.dtype != weight.dtype or weight.shape[1] % BLOCK or len(weight) // patch % BLOCK:
+    flat, C, row = x.permute(0, 2, 3, 1), weight.shape[1], len(weight) // patch
+    if not flat.is_contiguous() or x.dtype != weight.dtype or C % BLOCK or row % BLOCK:
+        return None
+    if not SHUFFLE.native(flat, weight.new_empty(0, row // BLOCK, C, BLOCK), bias):
         return None
     # (a, b, f): as places and features lie in a row of the result.
     rows = weight.unflatten(0, (-1, patch, patch)).permute(1, 2, 0, 3).flatten(1, 2)
     ahead, back = packed(rows.mT), packed(rows.flatten(0, 1)).unflatten(1, (patch, -1))
     shift = bias if bias is None else bias.unflatten(0, (-1, patch, patch)).permute(1, 2, 0).flatten(1).contiguous()
-    if not SHUFFLE.native(flat, ahead, shift):
-        return None
 
     def image(y: Tensor) -> Tensor:
         return y.permute(0, 3, 1, 2)

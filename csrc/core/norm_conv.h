@@ -12,8 +12,9 @@ template <class T>
 struct NormConvParams {
   NormParams<T> norm;  // channels last; `out` is where a VJP goes, `t` what a JVP is of
   T* out;              // of a value or a JVP
-  const T *u, *weight, *bias,
-      *add;         // u: what a VJP is of; the weight as in core/conv.h, of a VJP that of the transpose
+  const T* u;          // what a VJP is of
+  // The weight as in core/conv.h, of a VJP that of the transpose; bias, of a value alone, and add may be null.
+  const T *weight, *bias, *add;
   int64_t filters;  // of the convolution itself
   T* scratch;       // between_size
 };
