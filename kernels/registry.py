@@ -154,7 +154,12 @@ class Operation:
         return Choice(self.name, "reference", "; ".join(dict.fromkeys(obstacles)) or f"no native code for {device}")
 
     def native(self, *arguments: Any) -> bool:
-        """Whether native code takes these arguments, in this block: for who has another way where none does."""
+        """Whether native code takes these arguments, in this block, and no derivative is asked for that is not there.
+
+        For who has another way.
+        """
+        if not self._differentiable and (recorded(arguments) or torch._C._are_functorch_transforms_active()):
+            return False
         forced, tensors = _forced.get(), list(_tensors([arguments]))
         kinds = list(self.natives) if forced is None else [forced] if forced in self.natives else []
         device = tensors[0].device.type

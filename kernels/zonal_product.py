@@ -7,30 +7,28 @@ Everything is in real arithmetic; left and right are real and imaginary parts si
 are read once, and written once, by matrix products whose multiplications and additions are fused, in one order for
 every instruction set that has them.
 
-The operation sees channels last, x (M, rows, columns, C); its matrices are ``packed``.
+The operation sees channels last, x (M, rows, columns, C). Its matrices are analysis (2 waves, columns) and synthesis
+(columns, 2 waves), real parts first, right, middle, left and floor (waves, rows C); right and left are ``packed``, and
+middle where it is a matrix; beside them stand those of the transpose, which is ``zonal_adjoint``.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import Native
+from lsda_fast.kernels.linear import transposes
 from lsda_fast.kernels.packed import BLOCK, obstacle, unpacked
 from lsda_fast.kernels.registry import Operation
 
-__all__ = ["ZONAL"]
+__all__ = ["ADJOINT", "ZONAL", "zonal_adjoint", "zonal_product"]
 
 
-def zonal_reference(
-    x: Tensor,
-    analysis: Tensor,
-    synthesis: Tensor,
-    right: Tensor,
-    middle: Tensor,
-    left: Tensor,
-    floor: Tensor,
-) -> Tensor:
-    """The same in torch: see ``ZONAL``."""
+def zonal_reference(x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[Tensor]) -> Tensor:
+    """x (M, rows, columns, C) through the matrices: see the module."""
+    analysis, synthesis, right, middle, left, floor = matrices
     M, waves = len(x), len(floor)
     rows = x.movedim(2, -1).flatten(1, 2)
     modes = (rows @ analysis.T).unflatten(2, (2, waves)).permute(3, 0, 2, 1)
@@ -44,24 +42,34 @@ def zonal_reference(
     return y.unflatten(1, (x.shape[1], x.shape[3])).movedim(-1, 2).contiguous()
 
 
-def _fill(out: Tensor, x: Tensor, *matrices: Tensor) -> None:
+def _fill(out: Tensor, x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[Tensor]) -> None:
     middle, floor = matrices[3], matrices[5]
     M, rows, columns, C = x.shape
-    waves, modes = len(floor), middle.shape[-1] if middle.ndim == 2 else middle.shape[-2]
+    waves, modes = len(floor), _modes(middle)
     # ``zonal_scratch`` of csrc/core/zonal.h.
     scratch = x.new_empty(waves * (2 * M * (rows * C + BLOCK) + 5 * BLOCK + 6 * M * modes))
     native.run("zonal", x.dtype, out, x, *matrices, scratch, M, rows, columns, C, waves, modes, middle.ndim > 2)
 
 
-def _limits(x: Tensor, analysis: Tensor, synthesis: Tensor, right: Tensor, middle: Tensor, *rest: Tensor) -> str:
-    modes = middle.shape[-1] if middle.ndim == 2 else middle.shape[-2]
-    return obstacle(x.shape[3], modes)
+def _modes(middle: Tensor) -> int:
+    return middle.shape[-1] if middle.ndim == 2 else middle.shape[-2]
 
 
+def _limits(x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[Tensor]) -> str:
+    return obstacle(x.shape[3], _modes(matrices[3]))
+
+
+_MATRICES = "Tensor x, Tensor[] matrices, Tensor[] transposed) -> Tensor"
 ZONAL = Operation(
-    "zonal_product(Tensor x, Tensor analysis, Tensor synthesis, Tensor right, Tensor middle, Tensor left, Tensor floor)"
-    " -> Tensor",
+    f"zonal_product({_MATRICES}",
     reference=zonal_reference,
-    empty=lambda x, *matrices: x.new_empty(x.shape),
+    empty=lambda x, matrices, transposed: x.new_empty(x.shape),
     natives={"cpu": Native(_fill, _limits)},
 )
+ADJOINT = Operation(
+    f"zonal_adjoint({_MATRICES}",
+    reference=lambda x, matrices, transposed: zonal_reference(x, transposed, matrices),
+    empty=lambda x, matrices, transposed: x.new_empty(x.shape),
+    natives={"cpu": Native(lambda out, x, matrices, transposed: _fill(out, x, transposed, matrices), _limits)},
+)
+zonal_product, zonal_adjoint = transposes(ZONAL, ADJOINT)

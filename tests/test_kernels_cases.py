@@ -8,7 +8,15 @@ from lsda_fast.kernels import registry
 
 kernels.report()
 # Matrix products fuse multiplications and additions, which the baseline cannot.
-FUSED = ("norm_conv", "norm_conv_jvp", "norm_conv_vjp", "shuffle_adjoint", "shuffle_product", "zonal_product")
+FUSED = (
+    "norm_conv",
+    "norm_conv_jvp",
+    "norm_conv_vjp",
+    "shuffle_adjoint",
+    "shuffle_product",
+    "zonal_adjoint",
+    "zonal_product",
+)
 EVERY = [
     (operation, label)
     for operation, cases in CASES.items()

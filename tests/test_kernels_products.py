@@ -9,6 +9,7 @@ from lsda_fast import kernels
 from lsda_fast.kernels import norm_conv as convolution
 from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.kernels.norm_conv import norm_conv_products
+from lsda_fast.kernels.packed import packed
 from lsda_fast.kernels.zonal_product import ZONAL
 from lsda_fast.models.derivatives import chain, derivative
 from lsda_fast.models.layers import ResidualBlock
@@ -83,9 +84,10 @@ def test_registration(checks):
     point = (flat, kept, weight, bias)
     torch.library.opcheck(convolution.JVP.op, (flat, *point, forward, y, 4, True, image), test_utils=quick)
     torch.library.opcheck(convolution.VJP.op, (y, *point, backward, None, 4, True, image), test_utils=quick)
-    function, (x,) = CASES["zonal_product"]["a matrix"]().prepare(checks.SINGLE)
-    (matrices,) = function.args
-    torch.library.opcheck(ZONAL.op, (x, *matrices), test_utils=quick)
+    # V V' + 1 of 4 columns in 3 wavenumbers, 2 rows and 16 channels.
+    transform, V = draw(6, 4), draw(3, 32, 16)
+    matrices = [transform, transform.T.contiguous(), packed(V), draw(3, 16) * 0 + 1, packed(V.mT), draw(3, 32) * 0 + 1]
+    torch.library.opcheck(ZONAL.op, (torch.ones(2, 2, 4, 16).double().requires_grad_(), matrices, matrices))
 
 
 @pytest.mark.parametrize("why", ["filters", "channels", "planes", "half", "the reference", "the instruction set"])
@@ -135,3 +137,19 @@ def test_the_covariance_of_a_whitening_is_the_same_either_way(checks):
     for one, other in zip(got, expected):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert got[1].is_contiguous()
+    # Both are asked for derivatives: of a whole analysis by autograd, of a linearisation by torch.func.
+    u, v = errors[:3].double(), errors[3:6].double()
+    for f, transpose in ((fused.color, fused.adjoint), (fused.covariance, fused.covariance)):
+        _, pull = torch.func.vjp(f, u)
+        torch.testing.assert_close(pull(v)[0], transpose(v))
+        torch.testing.assert_close(torch.func.jvp(f, (u,), (v,))[1], f(v))
+        point = u.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad((f(point) * v).sum(), point)[0], transpose(v))
+
+
+def test_where_a_derivative_is_asked_for_there_is_nothing(checks):
+    checks.isas()
+    x, rest = inputs(dtype=torch.float32)
+    assert norm_conv_products(x.requires_grad_(), *rest, groups=4) is None
+    with torch.no_grad():
+        assert norm_conv_products(x, *rest, groups=4)

@@ -44,6 +44,7 @@ OPERATIONS = [
     "window_attention",
     "window_attention_jvp",
     "window_attention_vjp",
+    "zonal_adjoint",
     "zonal_product",
 ]
 WITHOUT_CPP = [name for name in OPERATIONS if name.startswith("window_attention")]

@@ -33,7 +33,7 @@ from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
 from lsda_fast.kernels.shuffle_product import SHUFFLE, SHUFFLE_ADJOINT
 from lsda_fast.kernels.standard import Standard
-from lsda_fast.kernels.zonal_product import ZONAL
+from lsda_fast.kernels.zonal_product import zonal_adjoint, zonal_product
 
 __all__ = [
     "SEED",
@@ -310,23 +310,25 @@ def shuffle(adjoint: bool, draw: Draw, M: int, h: int, w: int, C: int, F: int, p
     return Case((draw.normal(M, h * p, w * p, F) if adjoint else draw.normal(M, h, w, C),), bind)
 
 
-def zonal(draw: Draw, M: int, rows: int, columns: int, C: int, modes: int, full: bool) -> Case:
+def zonal(adjoint: bool, draw: Draw, M: int, rows: int, columns: int, C: int, modes: int, full: bool) -> Case:
     """x (M, rows, columns, C) and a low rank for every wavenumber, its middle a matrix or a factor."""
     waves, size = columns // 2 + 1, rows * C
     angle = 2 * math.pi * torch.outer(torch.arange(waves), torch.arange(columns)).double() / columns
     analysis = columns**-0.5 * torch.cat([angle.cos(), -angle.sin()]).to(draw.device)
     right, left = draw.normal(waves, size, modes) / size**0.5, draw.normal(waves, modes, size) / modes**0.5
-    middle = packed(draw.normal(waves, modes, modes) / modes**0.5) if full else draw.normal(waves, modes)
-    matrices = (analysis, analysis.T.contiguous(), packed(right), middle, packed(left), draw.normal(waves, size))
+    # Alike for real and imaginary parts.
+    half = draw.normal(waves, modes // 2, 1 + full * (modes // 2 - 1)) / modes**0.5
+    factor = torch.stack([torch.block_diag(h, h) for h in half]) if full else half.repeat(1, 2, 1)[..., 0]
+    floor, transforms = draw.normal(waves, size), (analysis, analysis.T.contiguous())
+    turned = packed(factor.mT) if full else factor
+    matrices = (*transforms, packed(right), packed(factor) if full else factor, packed(left), floor)
+    transposed = (*transforms, packed(left.mT), turned, packed(right.mT), floor)
 
     def bind(cast: Cast) -> Callable[..., Outputs]:
-        return partial(_zonal, tuple(map(cast, matrices)))
+        both = list(map(cast, matrices)), list(map(cast, transposed))
+        return lambda x: (zonal_adjoint if adjoint else zonal_product)(x, *both)
 
-    return Case((draw.normal(M, rows, columns, C),), bind)
-
-
-def _zonal(matrices: tuple[Tensor, ...], x: Tensor) -> Tensor:
-    return ZONAL(x, *matrices)
+    return Case((draw.normal(M, rows, columns, C),), bind, ("vjp", "jvp"))
 
 
 def pad(operation: Any, draw: Draw, R: int, H: int, W: int, C: int, n: int, *edges: bool) -> Case:

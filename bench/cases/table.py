@@ -206,7 +206,8 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "window_attention": _table(partial(windows, "value"), WINDOWS),
     "window_attention_jvp": _table(partial(windows, "jvp"), WINDOWS),
     "window_attention_vjp": _table(partial(windows, "vjp"), WINDOWS),
-    "zonal_product": _table(zonal, _ZONAL),
+    "zonal_adjoint": _table(partial(zonal, True), _ZONAL),
+    "zonal_product": _table(partial(zonal, False), _ZONAL),
 }
 for _name, _cost in {"gaussian": None, "huber": Huber(1.25), "varqc": VariationalQC(0.02, 4.0)}.items():
     for _bare in (False, True):

@@ -140,10 +140,10 @@ def _shuffle(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(f"{M} x {h * w} patches of {p} x {p}", case, moved, 0, 2 * M * h * w * C * p * p * F)
 
 
-def _zonal(s: Sizes, draw: Draw) -> Iterator[Workload]:
+def _zonal(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, modes, (C, rows, columns) = s.members, s.heads * 8, s.latent
     C, waves = -(-C // 16) * 16, columns // 2 + 1
-    case = zonal(draw, M, rows, columns, C, modes, True)
+    case = zonal(adjoint, draw, M, rows, columns, C, modes, True)
     matrices = waves * modes * (2 * rows * C + modes)
     flops = 8 * M * rows * C * waves * (modes + columns)
     yield Workload(f"{M} x {rows * C} in {waves} wavenumbers", case, 2 * M * rows * C * columns + matrices, 0, flops)
@@ -203,5 +203,6 @@ WORKLOADS: dict[str, Maker] = {
     "window_attention": partial(_windows, "value"),
     "window_attention_jvp": partial(_windows, "jvp"),
     "window_attention_vjp": partial(_windows, "vjp"),
-    "zonal_product": _zonal,
+    "zonal_adjoint": partial(_zonal, True),
+    "zonal_product": partial(_zonal, False),
 }

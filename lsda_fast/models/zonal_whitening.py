@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.kernels.packed import BLOCK, packed
-from lsda_fast.kernels.zonal_product import ZONAL
+from lsda_fast.kernels.zonal_product import ZONAL, zonal_adjoint, zonal_product
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
 
 __all__ = ["ZonalWhitening", "row_taper"]
@@ -113,7 +113,7 @@ class ZonalWhitening(Whitening):
         place = V.new_empty(1, rows, self.analysis.shape[1], channels)
         transforms = (self.analysis, self.synthesis.mT.contiguous())
         gain = torch.cat([gain, gain], dim=-1).flatten(1)
-        if not ZONAL.native(place, *transforms, V, gain, V, D_floor):
+        if not ZONAL.native(place, [*transforms, V, gain, V, D_floor], []):
             return None
         split = [V.unflatten(1, (channels, rows)) for V in (V, DV)]
         # As ``packed`` has them, with places before channels.
@@ -121,18 +121,18 @@ class ZonalWhitening(Whitening):
         left, D_left = (t.unflatten(1, (-1, BLOCK)).permute(0, 3, 1, 4, 2).flatten(1, 2).contiguous() for t in split)
         H = packed(H)
         D_floor, DD_floor = (t.reshape(-1, channels, rows).mT.flatten(1).contiguous() for t in (D_floor, DD_floor))
-        matrices = ((right, gain, D_left, D_floor), (D_right, gain, left, D_floor), (D_right, H, D_left, DD_floor))
+        root = [*transforms, right, gain, D_left, D_floor]
+        transposed = [*transforms, D_right, gain, left, D_floor]
+        square = [*transforms, D_right, H, D_left, DD_floor]
 
-        def product(x: Tensor, right: Tensor, middle: Tensor, left: Tensor, floor: Tensor) -> Tensor:
-            last = x.permute(0, 2, 3, 1).contiguous()
-            return ZONAL(last, *transforms, right, middle, left, floor).permute(0, 3, 1, 2)
+        def product(operation: Linear, x: Tensor) -> Tensor:
+            return operation(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
-        color, adjoint, covariance = matrices
         return Coloring(
-            lambda u: product(u, *color),
-            lambda z: product(z, *adjoint).contiguous(),
-            lambda z: product(z, *covariance),
-            (*transforms, *dict.fromkeys((*color, *adjoint, *covariance))),
+            partial(product, lambda u: zonal_product(u, root, transposed)),
+            lambda z: product(lambda u: zonal_adjoint(u, root, transposed), z).contiguous(),
+            partial(product, lambda z: zonal_product(z, square, square)),
+            tuple(dict.fromkeys((*root, *transposed, *square))),
         )
 
     def _widened(self) -> Self:
