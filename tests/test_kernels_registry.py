@@ -10,7 +10,7 @@ import torch
 
 from lsda_fast import doctor, kernels
 from lsda_fast.errors import InputError
-from lsda_fast.kernels import native, registry, triton
+from lsda_fast.kernels import cuda, native, registry, triton
 from lsda_fast.kernels.adam_step import adam_step
 from lsda_fast.kernels.implementations import Kind, Native
 from lsda_fast.kernels.noise import NOISE
@@ -113,7 +113,15 @@ def test_tensors_of_two_kinds_go_to_the_reference(checks):
     assert taken[0].reason.startswith("torch.float32, torch.float64;")
 
 
-def test_without_the_module_everything_runs_in_torch(monkeypatch):
+@pytest.fixture
+def unasked():
+    """What was found out about CUDA is forgotten, before and after."""
+    cuda.missing.cache_clear()
+    yield
+    cuda.missing.cache_clear()
+
+
+def test_without_the_module_everything_runs_in_torch(monkeypatch, unasked):
     monkeypatch.setattr(native, "load", lambda name="cpu": native.Module(None, f"not built: a test of {name}"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rows = kernels.report()
