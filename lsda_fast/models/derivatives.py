@@ -4,7 +4,8 @@
 frozen weights never use. Here a product with J or with J' is one pass of the linear parts and nothing else:
 
     convolution        J v = W * v          J' u = W' * u
-    norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``, with a convolution's margins)
+    norm and SiLU      J v = D P v          J' u = P D u          (``kernels.norm_silu``, with a convolution's margins;
+                                                                  ``kernels.norm_conv`` where the two are one)
     attention          see ``models.window_derivatives``
 
 ``derivative(module, x)`` knows the layers of this package's decoders, by type; for any other module it is torch.func's.
