@@ -112,6 +112,10 @@ def _convolved(images: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[in
     return F.conv2d(_image(images, size), _kernel(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _added(y: Tensor, add: Tensor | None) -> Tensor:
+    return y if add is None else y + add
+
+
 def _wider(image: Sequence[int]) -> list[int]:
     H, W, n, *_ = image
     return [H + 2 * n, W + 2 * n]
@@ -130,8 +134,7 @@ def _value_reference(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     y, kept = norm_reference(x, a[None], b[None], groups, True, silu, image, eps)
-    y = _convolved(y, w, bias, _wider(image))
-    return y if add is None else y + add, kept
+    return _added(_convolved(y, w, bias, _wider(image)), add), kept
 
 
 def _jvp_reference(
@@ -146,8 +149,8 @@ def _jvp_reference(
     silu: bool,
     image: Sequence[int],
 ) -> Tensor:
-    y = _convolved(jvp_reference(v, x, kept, a[None], b[None], groups, True, silu, image), w, None, _wider(image))
-    return y if add is None else y + add
+    y = jvp_reference(v, x, kept, a[None], b[None], groups, True, silu, image)
+    return _added(_convolved(y, w, None, _wider(image)), add)
 
 
 def _vjp_reference(
@@ -164,8 +167,7 @@ def _vjp_reference(
 ) -> Tensor:
     images = F.pad(_image(u, image[:2]), [w.shape[1] - 1] * 4)
     spread = F.conv2d(images, _kernel(w)).permute(0, 2, 3, 1).flatten(1, 2)
-    y = vjp_reference(spread, x, kept, a[None], b[None], groups, True, silu, image)
-    return y if add is None else y + add
+    return _added(vjp_reference(spread, x, kept, a[None], b[None], groups, True, silu, image), add)
 
 
 def _filters(w: Tensor) -> int:
@@ -184,14 +186,11 @@ def _run(
     product: str, out: Tensor, kept: Tensor, t: Tensor, x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any
 ) -> None:
     bias, add, groups, silu, image, *eps = rest
-    H, W, n, *frame = image
     C = x.shape[2]
     D = w.shape[3] if product == "vjp" else _filters(w)
-    # Between norm and convolution: no less than ``between_size`` of csrc/core/norm_conv.h.
-    windows = 8 * (W + 2 * n) * (C + D) + 4 * (W + 2 * n + 2) * max(C, D)
-    image = (H + 2 * n) * (W + 2 * n) * C + (H + 4 * n) * (W + 4 * n) * D
-    scratch = x.new_empty(16 * C * D + torch.get_num_threads() * (image + windows))
-    sizes = (len(x), groups, C // groups, D, silu, eps[0] if eps else 0.0, H, W, n, *map(bool, frame))
+    frame = (*image[:3], *map(bool, image[3:]))
+    scratch = x.new_empty(native.load().code.norm_conv_scratch(C, D, *frame, torch.get_num_threads()))
+    sizes = (len(x), groups, C // groups, D, silu, eps[0] if eps else 0.0, *frame)
     native.run("norm_conv", x.dtype, PRODUCTS.index(product), out, kept, t, x, a, b, w, bias, add, scratch, *sizes)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.linear import transposes
-from lsda_fast.kernels.packed import BLOCK, obstacle, unpacked
+from lsda_fast.kernels.packed import obstacle, unpacked
 from lsda_fast.kernels.registry import Operation
 
 __all__ = ["ADJOINT", "ZONAL", "zonal_adjoint", "zonal_product"]
@@ -45,10 +45,9 @@ def zonal_reference(x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[
 def _fill(out: Tensor, x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[Tensor]) -> None:
     middle, floor = matrices[3], matrices[5]
     M, rows, columns, C = x.shape
-    waves, modes = len(floor), _modes(middle)
-    # ``zonal_scratch`` of csrc/core/zonal.h.
-    scratch = x.new_empty(waves * (2 * M * (rows * C + BLOCK) + 5 * BLOCK + 6 * M * modes))
-    native.run("zonal", x.dtype, out, x, *matrices, scratch, M, rows, columns, C, waves, modes, middle.ndim > 2)
+    sizes = (M, rows, columns, C, len(floor), _modes(middle))
+    scratch = x.new_empty(native.load().code.zonal_scratch(*sizes))
+    native.run("zonal", x.dtype, out, x, *matrices, scratch, *sizes, middle.ndim > 2)
 
 
 def _modes(middle: Tensor) -> int:

@@ -227,6 +227,23 @@ void zonal(Address out, Address x, Address analysis, Address synthesis, Address 
                       threads);
 }
 
+// What norm_conv and zonal need as `scratch`, in numbers.
+int64_t norm_conv_scratch(int64_t channels, int64_t filters, int64_t rows, int64_t columns, int64_t margin,
+                          bool periodic, bool north, bool south, bool torus, int threads) {
+  return lsda::core::between_size({rows, columns, margin, periodic, north, south, torus}, channels, filters, threads);
+}
+
+int64_t zonal_scratch(int64_t members, int64_t rows, int64_t columns, int64_t channels, int64_t waves, int64_t modes) {
+  lsda::ZonalParams<float> sizes = {};
+  sizes.members = members;
+  sizes.rows = rows;
+  sizes.columns = columns;
+  sizes.channels = channels;
+  sizes.waves = waves;
+  sizes.modes = modes;
+  return lsda::zonal_scratch(sizes);
+}
+
 void philox(Address words, Address counters, int64_t count, uint64_t key) {
   lsda::cpu::philox(at<uint32_t>(words), at<uint32_t>(counters), count, key);
 }
@@ -257,6 +274,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("norm_64", &norm<double, double>, unlocked);
   module.def("norm_conv_32", &norm_conv<float>, unlocked);
   module.def("norm_conv_64", &norm_conv<double>, unlocked);
+  module.def("norm_conv_scratch", &norm_conv_scratch, unlocked);
   module.def("gated_norm_32", &gated_norm<float>, unlocked);
   module.def("gated_norm_64", &gated_norm<double>, unlocked);
   module.def("geo_pad_16", &geo_pad<uint16_t>, unlocked);
@@ -270,5 +288,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("shuffle_64", &shuffle<double>, unlocked);
   module.def("zonal_32", &zonal<float>, unlocked);
   module.def("zonal_64", &zonal<double>, unlocked);
+  module.def("zonal_scratch", &zonal_scratch, unlocked);
   module.def("philox", &philox, unlocked);
 }

@@ -132,7 +132,7 @@ def restricted_cg(
     r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
     p, x, limit = r, torch.zeros_like(r[0]), tolerance**2 * rr
     for _ in range(iterations - 1):
-        w = p[1, :, :-1].contiguous()
+        w = p[1, :, :-1]
         x, r, p, rr = restricted_step(x, r, p, rr, gram(w.to(b)).double(), f, limit)
     if iterations:
         x = torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0])
