@@ -4,6 +4,7 @@ The observation operator is built from the table, R is each observation's error 
 representativeness. Nothing disappears: every observation is used, or listed with the reason why not.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -70,8 +71,9 @@ class Assimilation:
     solver, steps, start, stop, spacing, corrector
         As for ``Sampler``.
     block : int, optional
-        Members that go through the networks together, part of what fixes a member's bits. When not given, 16 for
-        latents without a grid and 4 for others on a CPU; on a GPU from members and free memory (``plan``).
+        Members that go through the networks together, whatever is asked for: part of what fixes a member's bits. When
+        not given, the members asked for are parted evenly, on a CPU into blocks of at most 16 (4 where states have more
+        than a quarter of a million values); on a GPU by free memory. Values then agree up to rounding (``plan``).
     correction : bool
         The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
     representativeness : bool
@@ -143,7 +145,7 @@ class Assimilation:
 
     @property
     def _default_block(self) -> int:
-        return 16 if self.package.latent_shape[-1] == 1 else 4
+        return 16 if math.prod(self.package.layout.shape) <= 2**18 else 4
 
     def _padded(self, observed: Likelihood) -> Likelihood:
         """Filled up to a bucket where blocks are captured as graphs."""

@@ -274,7 +274,19 @@ def test_members_keep_their_numbers_and_values() -> None:
     assert few.attrs["members_in_a_block"] == 4
     assert few.attrs["seed"] == 5
     assert "LatentOptimization" in few.attrs["settings"]
-    assert Assimilator(PACKAGE).sampler.block == 16
+
+
+def test_members_are_parted_evenly_where_no_block_is_asked_for() -> None:
+    observations = Observations.from_frame(table())
+    fixed, free = Assimilator(PACKAGE, QUICK, block=8), Assimilator(PACKAGE, QUICK)
+    expected = fixed(background(), observations, members=18, seed=5, recenter=False).analysis
+    for members, block in ((1, 1), (6, 6), (18, 9), ([17], 1), ([9, 2], 2)):
+        found = free(background(), observations, members=members, seed=5, recenter=False)
+        plan = free.plan(observations=observations, members=members)
+        assert found.analysis.attrs["members_in_a_block"] == plan.chunk == block
+        assert found.evaluations == plan.evaluations
+        few = found.analysis
+        xr.testing.assert_allclose(few, expected.sel(member=few["member"]), rtol=1e-4, atol=1e-4)
 
 
 def test_evaluations_are_counted_by_member() -> None:

@@ -69,7 +69,7 @@ def test_a_search_that_may_end_early_is_planned_at_its_longest(tiny):
 
 
 def test_what_a_plan_says(tiny):
-    text = str(Assimilator(tiny.package(), ObsFree(), steps=3).plan(observations=tiny.table(5), members=6))
+    text = str(Assimilator(tiny.package(), ObsFree(), steps=3, block=4).plan(observations=tiny.table(5), members=6))
     assert [line.split("  ")[0] for line in text.splitlines()] == [
         "backend",
         "device",
@@ -95,7 +95,7 @@ def test_a_chunk_holds_the_members_or_what_memory_allows():
 
 def test_on_a_gpu_the_chunk_follows_members_and_memory(tiny, monkeypatch):
     assimilate = Assimilator(tiny.package(), ObsFree(), steps=2)
-    assimilate.engine._choose = True
+    assimilate.engine._by_memory = True
     plan = assimilate.plan(observations=tiny.table(5), members=6)
     assert plan.chunk == 8
     assert plan.evaluations == {"denoiser": 16}

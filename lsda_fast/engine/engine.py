@@ -10,6 +10,7 @@ from lsda_fast.engine.backend import Backend
 from lsda_fast.engine.footprint import (
     Footprint,
     choose_chunk,
+    even_chunk,
     footprint,
     free_memory,
     state_bytes,
@@ -37,7 +38,8 @@ class Engine:
     sampler : Sampler
     backend : Backend
     free_block : bool
-        Whether blocks on a GPU are as large as members and memory make worthwhile, instead of the sampler's.
+        Whether blocks are as large as the members asked for make worthwhile: on a CPU at most the sampler's, on a GPU
+        as memory allows.
 
     Attributes
     ----------
@@ -48,7 +50,7 @@ class Engine:
 
     def __init__(self, package: Package, sampler: Sampler, backend: Backend, *, free_block: bool = False) -> None:
         self._package, self._sampler, self._backend = package, sampler, backend
-        self._choose = free_block and package.device.type == "cuda"
+        self._free, self._by_memory = free_block, free_block and package.device.type == "cuda"
         self._footprints: dict[tuple, Footprint] = {}
         self._execution = choose_execution(backend, package.device, sampler.guidance)
         self.graphs = Graphs(sampler, CudaRecorder()) if self._execution.name == "graph" else None
@@ -72,7 +74,7 @@ class Engine:
     ) -> tuple[Samples, int]:
         """See ``Sampler``; the samples, and how many members a block had."""
         prior.evaluations.clear()
-        sampler = self._sized(prior, likelihood, members) if self._choose else self._sampler
+        sampler = self._sized(prior, likelihood, members)
         prepared = Counter(prior.evaluations)
         run = None if on_step else self.graphs
         samples = sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step, run=run)
@@ -92,8 +94,8 @@ class Engine:
             with Watch(device) as watch:
                 prior, likelihood, size = prepare()
                 self._sampler.guidance.prepare(prior, likelihood)
-            sampler = self._sized(prior, likelihood, members) if self._choose else self._sampler
-            one = self._footprint(prior, likelihood)
+            sampler = self._sized(prior, likelihood, members)
+            one = self._footprint(prior, likelihood, sampler.block)
             return Plan.of(
                 self._backend,
                 self.execution,
@@ -112,15 +114,22 @@ class Engine:
                 states=state_bytes(prior, len(numbers)),
             )
 
-    def _footprint(self, prior: Prior, likelihood: Likelihood) -> Footprint:
-        shapes = tuple(tuple(t.shape) for t in self._sampler.inputs(prior, likelihood))
+    def _footprint(self, prior: Prior, likelihood: Likelihood, block: int) -> Footprint:
+        """Of blocks of this size; where memory is to choose the size, of any."""
+        sizes = (2, 4) if self._by_memory else (block,)
+        shapes = (sizes, *(tuple(t.shape) for t in self._sampler.inputs(prior, likelihood)))
         if shapes not in self._footprints:
-            sizes = (2, 4) if self._choose else (self._sampler.block,)
             self._footprints[shapes] = footprint(self._sampler, prior, likelihood, sizes)
         return self._footprints[shapes]
 
     def _sized(self, prior: Prior, likelihood: Likelihood, members: int | Sequence[int]) -> Sampler:
-        sampler = copy(self._sampler)
-        one, free = self._footprint(prior, likelihood), free_memory(self._package.device)
-        sampler.block = choose_chunk(one, len(member_numbers(members)), free)
+        """The sampler with the size of block that these members are to have."""
+        if not self._free:
+            return self._sampler
+        sampler, count = copy(self._sampler), len(member_numbers(members))
+        if self._by_memory:
+            one = self._footprint(prior, likelihood, sampler.block)
+            sampler.block = choose_chunk(one, count, free_memory(self._package.device))
+        else:
+            sampler.block = even_chunk(count, sampler.block)
         return sampler

@@ -20,7 +20,7 @@ from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
 
-__all__ = ["Footprint", "choose_chunk", "footprint", "free_memory", "state_bytes", "total", "weight_bytes"]
+__all__ = ["Footprint", "choose_chunk", "even_chunk", "footprint", "free_memory", "state_bytes", "total", "weight_bytes"]
 
 _SHARE = 0.9  # of the free memory that a block may take
 _LARGEST = 64  # members of a block beyond which a GPU has long been busy
@@ -106,3 +106,8 @@ def choose_chunk(one: Footprint, members: int, free: int) -> int:
     while chunk > 1 and one.block(chunk) > _SHARE * free:
         chunk //= 2
     return chunk
+
+
+def even_chunk(members: int, largest: int) -> int:
+    """Members of a block: as few blocks as ``largest`` allows, none larger than it has to be."""
+    return -(-members // -(-members // largest))
