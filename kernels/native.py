@@ -21,7 +21,7 @@ from lsda_fast.errors import InputError
 __all__ = ["ABI", "TITLES", "Module", "about", "load", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
-ABI = 10
+ABI = 11
 
 # What a module's code is called.
 TITLES = {"cpu": "C++", "cuda": "CUDA C++"}

@@ -32,6 +32,7 @@ FILES = (
     "norm_silu",
     "obs_project",
     "obs_residual",
+    "restricted_solve",
     "restricted_step",
     "sampler_step",
     "shuffle_product",

@@ -7,7 +7,7 @@ plain one the standardised latent itself; the closures hide which. Everything do
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "Derivative",
     "Differentiable",
     "EigenCovariance",
+    "Gram",
     "Linearization",
     "Prior",
     "Scaling",
@@ -146,6 +147,30 @@ class Derivative(NamedTuple):
         return cls(pair[0], jvp, lambda u: pair[1](u)[0])
 
 
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """u -> slope factor K slope u.
+
+    Parameters
+    ----------
+    product : callable u (M, P) -> (M, P)
+        K = J J'.
+    solve : callable, optional
+        All of ``guidance.krylov.restricted_cg`` among the P at once, as ``ObservedCovariance.solve``.
+    slope : Tensor, shape (M or 1, P), or float
+    factor : float
+    """
+
+    product: Callable[[Tensor], Tensor]
+    solve: Callable[..., Tensor | None] | None = None
+    slope: Tensor | float = 1.0
+    factor: float = 1.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The product."""
+        return self.slope * (self.factor * self.product(self.slope * u))
+
+
 @dataclass(frozen=True)
 class Scaling:
     """v -> factor v, which changes places with every linear map."""
@@ -223,6 +248,16 @@ class Linearization:
         self._evaluations[f"{self._name}_gram"] += len(u)
         return own(u)
 
+    def solve(self, f: Tensor, rr: Tensor, limit: Tensor, iterations: int) -> Tensor | None:
+        """``restricted_cg`` with J J' in one operation, see ``Gram``; None where there is none for these."""
+        own = self._derivative.gram
+        if not isinstance(own, Gram) or own.solve is None:
+            return None
+        x = own.solve(f, rr, limit, slope=own.slope, factor=own.factor, iterations=iterations)
+        if x is not None:
+            self._evaluations[f"{self._name}_gram"] += len(f) * max(iterations - 1, 0)
+        return x
+
     @property
     def cost(self) -> Tensor:
         """By member, (M,)."""
@@ -236,9 +271,10 @@ class Linearization:
     ) -> "Linearization":
         """The same as a function of v, z = m + B v, with B symmetric (``half``); ``square`` is B B where cheaper."""
         value, jvp, vjp, gram = self._derivative
-        both = None
+        both: Callable[[Tensor], Tensor] | None = None
         if gram is not None and isinstance(half, Scaling):
-            both = lambda u: half.factor**2 * gram(u)  # noqa: E731
+            own = _as_gram(gram)
+            both = replace(own, factor=own.factor * half.factor**2)
         elif square is not None:
             both = lambda u: jvp(square(vjp(u)))  # noqa: E731
         derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)), both)
@@ -247,7 +283,10 @@ class Linearization:
     def scaled(self, slope: Tensor | float) -> "Linearization":
         """``slope`` times the function."""
         value, jvp, vjp, gram = self._derivative
-        both = None if gram is None else lambda u: slope * gram(slope * u)
+        both = None
+        if gram is not None:
+            own = _as_gram(gram)
+            both = replace(own, slope=slope * own.slope)
         derivative = Derivative(slope * value, lambda v: slope * jvp(v), lambda u: vjp(slope * u), both)
         return Linearization(derivative, self._evaluations, self._name, slope=slope * self.slope)
 
@@ -258,3 +297,7 @@ class Linearization:
         self._evaluations[f"{self._name}_vjp"] += n * len(self.value)
         J = torch.func.vmap(lambda u: self._derivative.vjp(u.expand_as(self.value)))(rows)
         return J.flatten(2).transpose(0, 1)
+
+
+def _as_gram(product: Callable[[Tensor], Tensor]) -> Gram:
+    return product if isinstance(product, Gram) else Gram(product)

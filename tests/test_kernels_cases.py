@@ -12,6 +12,7 @@ FUSED = (
     "norm_conv",
     "norm_conv_jvp",
     "norm_conv_vjp",
+    "restricted_solve",
     "shuffle_adjoint",
     "shuffle_product",
     "zonal_adjoint",

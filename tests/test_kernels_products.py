@@ -1,19 +1,27 @@
 """norm_conv and zonal_product: against torch's own layers, derivatives, determinism, and where they stand aside."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from bench.cases.table import CASES
 from lsda_fast import kernels
+from lsda_fast.guidance.krylov import cg, normal, restricted_cg
 from lsda_fast.kernels import norm_conv as convolution
 from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.kernels.norm_conv import norm_conv_products
 from lsda_fast.kernels.packed import packed
+from lsda_fast.kernels.restricted_solve import SOLVE
 from lsda_fast.kernels.zonal_product import ZONAL
 from lsda_fast.models.derivatives import chain, derivative
 from lsda_fast.models.layers import ResidualBlock
+from lsda_fast.models.observed import HeadedDecoder
+from lsda_fast.models.tangent import PatchTangent
 from lsda_fast.models.zonal_whitening import ZonalWhitening
+from lsda_fast.observations.affine import SparseAffine
+from lsda_fast.prior import Derivative, Differentiable, Linearization, Scaling
 
 GLOBE = (1, True, (True, True))
 
@@ -63,11 +71,16 @@ def test_one_member_serves_any_number_of_directions(checks):
     torch.testing.assert_close(vjp(u, v), torch.cat([vjp(s[None], t[None]) for s, t in zip(u, v)]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("operation", ["norm_conv", "norm_conv_jvp", "norm_conv_vjp", "zonal_product"])
-def test_the_same_bits_on_any_number_of_threads(checks, operation):
-    for label in (
-        ("the globe", "even rows and columns") if operation != "zonal_product" else ("a matrix", "many members")
-    ):
+@pytest.mark.parametrize(
+    ("operation", "labels"),
+    [
+        *((f"norm_conv{product}", ("the globe", "even rows and columns")) for product in ("", "_jvp", "_vjp")),
+        ("zonal_product", ("a matrix", "many members")),
+        ("restricted_solve", ("a few", "more than a block")),
+    ],
+)
+def test_the_same_bits_on_any_number_of_threads(checks, operation, labels):
+    for label in labels:
         function, inputs = CASES[operation][label]().prepare(checks.SINGLE)
         checks.assert_bitwise_stable(lambda f=function, i=inputs: f(*i), repeats=100)
 
@@ -87,6 +100,10 @@ def test_registration(checks):
     # V V' + 1 of 4 columns in 3 wavenumbers, 2 rows and 16 channels.
     transform, V = draw(6, 4), draw(3, 32, 16)
     matrices = [transform, transform.T.contiguous(), packed(V), draw(3, 16) * 0 + 1, packed(V.mT), draw(3, 32) * 0 + 1]
+    found = observed_surrogate()[0]._derivative.gram.solve.__self__
+    numbers = (draw(3, 37), *torch.tensor([[99.0] * 3, [0.0] * 3]).double(), draw(3, 37, seed=1), 0.5, 3)
+    parts = (*found.plan.arguments, found.head.weight, found.head.layout, found.square)
+    torch.library.opcheck(SOLVE.op, (*numbers, *parts), test_utils=quick)
     torch.library.opcheck(ZONAL.op, (torch.ones(2, 2, 4, 16).double().requires_grad_(), matrices, matrices))
 
 
@@ -145,6 +162,44 @@ def test_the_covariance_of_a_whitening_is_the_same_either_way(checks):
         torch.testing.assert_close(torch.func.jvp(f, (u,), (v,))[1], f(v))
         point = u.clone().requires_grad_()
         torch.testing.assert_close(torch.autograd.grad((f(point) * v).sum(), point)[0], transpose(v))
+
+
+def observed_surrogate():
+    """A stand-in for a decoder behind a zonal covariance, observed: v -> J B v, B = 0.7, and its weighted self."""
+    errors = draw(40, 16, 6, 8, dtype=torch.float32).contiguous()
+    whitening = ZonalWhitening((16, 6, 8), rank=8, reach=3.0)
+    whitening.fit(errors)
+    color, adjoint, covariance, _ = whitening.wide_coloring()
+    latent = Differentiable(color, lambda u: Derivative(color(u), color, adjoint, covariance))
+    tangent = PatchTangent(
+        lambda z: F.interpolate(z[:, :4] + z[:, 4:8] ** 2, scale_factor=2),
+        draw(1, 16, 6, 8),
+        draw(30, 16, 6, 8, seed=1),
+        Counter(),
+        periodic=True,
+    )
+    index = torch.randint(0, 4 * 12 * 16, (37, 2), generator=torch.Generator().manual_seed(2))
+    operator = SparseAffine(index, draw(37, 2, seed=3), draw(37, seed=4), (4, 12, 16))
+    function, counts = HeadedDecoder(tangent, latent, products=True).observe(operator), Counter()
+    found = Linearization.of(function, torch.zeros(1, 16, 6, 8).double(), counts, "tangent").after(Scaling(0.7))
+    return found, found.scaled(1 + draw(3, 37, seed=5).abs()), counts
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_surrogate_is_solved_in_one_operation_with_the_iterates_of_cg(checks, weighted):
+    checks.isas()
+    plain, scaled, counts = observed_surrogate()
+    near, b = scaled if weighted else plain, draw(3, 16, 6, 8, seed=6)
+    with kernels.trace() as taken:
+        x = restricted_cg(near.jvp, near.vjp, near.gram, b, iterations=6, solve=near.solve)
+    assert [choice.implementation for choice in taken if choice.operation == "restricted_solve"] == ["cpu"]
+    assert counts["tangent_gram"] == 3 * 5
+    torch.testing.assert_close(x, cg(normal(near.jvp, near.vjp), b, iterations=6), rtol=1e-8, atol=1e-8)
+    # One after the other where there is no such code, in other orders of summation.
+    with kernels.use("reference"):
+        apart = restricted_cg(near.jvp, near.vjp, near.gram, b, iterations=6, solve=near.solve)
+    assert counts["tangent_gram"] == 2 * 3 * 5
+    torch.testing.assert_close(x, apart, rtol=1e-9, atol=1e-9)
 
 
 def test_where_a_derivative_is_asked_for_there_is_nothing(checks):

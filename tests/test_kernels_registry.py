@@ -37,6 +37,7 @@ OPERATIONS = [
     "obs_adjoint",
     "obs_project",
     "obs_residual",
+    "restricted_solve",
     "restricted_step",
     "sampler_step",
     "shuffle_adjoint",

@@ -47,7 +47,7 @@ def test_what_prepares_an_analysis_counts_whoever_asks_first(tiny):
     assimilate = Assimilator(tiny.package(), PRECONDITIONED, steps=1, block=2)
     runs = []
     for choose in (False, True):
-        assimilate.engine._choose = choose
+        assimilate.engine._by_memory = choose
         runs.append(assimilate(tiny.background(), tiny.table(20), members=2).evaluations)
     assert runs[0] == runs[1]
 

@@ -1,5 +1,7 @@
 """S^1/2 and its inverse: each kind against the covariance that it claims."""
 
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,26 @@ def test_wide_products_are_of_the_same_covariance_and_agree_to_float64(kind: str
     torch.testing.assert_close(wide.covariance(z).float(), whitening.coloring().covariance(z.float()))
     assert abs((wide.color(z) * ERRORS[3:6]).sum() - (z * wide.adjoint(ERRORS[3:6])).sum()) < 1e-11
     torch.testing.assert_close(wide.covariance(z), wide.color(wide.adjoint(z)), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_made_for_all_analyses_is_made_again_where_the_covariance_changes() -> None:
+    whitening, z = fitted("zonal"), ERRORS[:3]
+    first = whitening.wide_coloring()
+    assert whitening.wide_coloring().covariance(z).equal(first.covariance(z))
+    kept = {t.data_ptr() for t in first.tensors}
+    assert kept == {t.data_ptr() for t in whitening.wide_coloring().tensors}
+    assert whitening.kept_bytes == sum(t.untyped_storage().nbytes() for t in first.tensors)
+    copied = deepcopy(whitening)
+    assert copied.kept_bytes == 0
+    pickle.dumps(whitening)
+    before = whitening.coloring().covariance(z.float())
+    whitening.inflate(4.0)
+    assert not kept & {t.data_ptr() for t in whitening.wide_coloring().tensors}
+    torch.testing.assert_close(whitening.wide_coloring().covariance(z), 4 * first.covariance(z))
+    torch.testing.assert_close(whitening.coloring().covariance(z.float()), 4 * before)
+    torch.testing.assert_close(copied.wide_coloring().covariance(z), first.covariance(z))
+    whitening.double()
+    torch.testing.assert_close(whitening.coloring().covariance(z), 4 * first.covariance(z), rtol=1e-4, atol=1e-4)
 
 
 def test_diagonal_is_the_spread_of_each_latent() -> None:

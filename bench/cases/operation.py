@@ -28,6 +28,7 @@ from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import obs_residual
 from lsda_fast.kernels.packed import packed
+from lsda_fast.kernels.restricted_solve import SOLVE, product_reference
 from lsda_fast.kernels.restricted_step import restricted_step
 from lsda_fast.kernels.robust import Robust
 from lsda_fast.kernels.sampler_step import sampler_step
@@ -50,6 +51,7 @@ __all__ = [
     "restricted",
     "shuffle",
     "slices",
+    "solve",
     "stream",
     "transition",
     "windows",
@@ -373,3 +375,37 @@ def windows(product: str, draw: Draw, B: int, L: int, H: int, d: int, W: int) ->
     # A window on its own would take another bias.
     has = ("vjp", "jvp") if product == "value" else ()
     return Case(inputs, bind, has, alone=W <= 1)
+
+
+def solve(draw: Draw, M: int, P: int, rows: int, columns: int, C: int, taps: int, modes: int, iterations: int) -> Case:
+    """P observations of two cells, each made of latents at some places; every third member has found its solution."""
+    S, R, cells, waves = rows * columns, 7, 2 * P + 1, columns // 2 + 1
+    index, points, layer = draw.integers(cells, P, 2), draw.normal(P, 2), draw.normal(R, taps, C) / (taps * C) ** 0.5
+    where = draw.integers(S, S, taps), draw.integers(S, cells), draw.integers(R, cells)
+    angle = 2 * math.pi * torch.outer(torch.arange(waves), torch.arange(columns)).double() / columns
+    analysis = (columns**-0.5 * torch.cat([angle.cos(), -angle.sin()])).to(draw.device, draw.dtype)
+    V, gain = draw.normal(waves, rows * C, modes) / (rows * C) ** 0.5, draw.normal(waves, modes // 2).abs()
+    middle = torch.diag_embed(torch.cat([gain, gain], dim=1))
+    matrices = (
+        analysis,
+        analysis.T.contiguous(),
+        *map(packed, (V, middle, V.mT)),
+        draw.normal(waves, rows * C).abs(),
+    )
+
+    def parts(cast: Cast) -> tuple[Any, ...]:
+        plan = ObservationPlan.from_stencil(cast(index), cast(points), cells)
+        head = HeadPlan.from_rows(cast(layer), *map(cast, where))
+        return *plan.arguments, head.weight, head.layout, list(map(cast, matrices))
+
+    slope, c, factor = 1 + draw.normal(M, P).abs(), draw.normal(M, P), 0.25
+    # f = F b and b'b of a b = F'c + d, d longer than F'c and at right angles to F.
+    f = product_reference(c, slope, factor, *parts(lambda t: t))
+    rr = 2 * (f * c).sum(1)
+    limit = torch.where(torch.arange(M, device=rr.device) % 3 == 2, 2 * rr, torch.zeros_like(rr))
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        made = parts(cast)
+        return lambda *inputs: SOLVE(*inputs, factor, iterations, *made)
+
+    return Case((f, rr, limit, slope), bind)

@@ -21,6 +21,7 @@ from bench.cases.operation import (
     restricted,
     shuffle,
     slices,
+    solve,
     stream,
     transition,
     windows,
@@ -129,6 +130,16 @@ _ZONAL: dict[str, tuple] = {
     "many members": (37, 3, 4, 16, 16, False),
     "no member": (0, 3, 4, 16, 16, True),
 }
+# M, P, rows, columns, channels, taps, modes, iterations
+_SOLVES: dict[str, tuple] = {
+    "one iteration": (2, 11, 3, 4, 16, 1, 16, 1),
+    "no iteration": (2, 11, 3, 4, 16, 1, 16, 0),
+    "a few": (4, 40, 4, 6, 16, 9, 32, 4),
+    "one member": (1, 7, 2, 6, 32, 3, 16, 3),
+    "no member": (0, 7, 2, 6, 16, 3, 16, 3),
+    "no observation": (2, 0, 2, 6, 16, 3, 16, 3),
+    "more than a block": (3, 9001, 3, 4, 16, 1, 16, 2),
+}
 # R, H, W, C, n; periodic, north, south, torus
 _PADS: dict[str, tuple] = {
     "planes of the globe": (5, 7, 12, 1, 1, True, True, True, False),
@@ -199,6 +210,7 @@ CASES: dict[str, dict[str, Callable[[], Case]]] = {
     "obs_adjoint": _table(partial(observe, "adjoint"), _OBSERVED),
     "obs_project": _table(partial(observe, "project"), _OBSERVED),
     "obs_residual": {},
+    "restricted_solve": _table(solve, _SOLVES),
     "restricted_step": _table(restricted, _by_shape(((0, 3), (1, 5), (3, 40), (70, 33), (2, 9001)))),
     "sampler_step": _table(transition, _TRANSITIONS),
     "shuffle_adjoint": _table(partial(shuffle, True), _SHUFFLES),

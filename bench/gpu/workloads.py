@@ -27,6 +27,7 @@ from bench.cases.operation import (
     restricted,
     shuffle,
     slices,
+    solve,
     stream,
     transition,
     windows,
@@ -132,6 +133,16 @@ def _restricted(s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(f"{M} x {P} observations", restricted(draw, M, P), M * (12 * (P + 1) + 2 * P))
 
 
+def _solve(s: Sizes, draw: Draw) -> Iterator[Workload]:
+    """Three iterations, two of them with a product."""
+    M, modes, (C, rows, columns_) = s.members, s.heads * 8, s.latent
+    P, C, waves = len(columns(s.state, 0.01)[0]), -(-C // 16) * 16, columns_ // 2 + 1
+    case = solve(draw, M, P, rows, columns_, C, 9, modes, 3)
+    numbers = M * (2 * rows * columns_ * C + 16 * P) + waves * modes * (2 * rows * C + modes)
+    flops = M * (8 * rows * C * waves * (modes + columns_) + 4 * (2 * P + 1) * 9 * C)
+    yield Workload(f"{M} x {P} observations", case, 2 * numbers, 0, 2 * flops)
+
+
 def _shuffle(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, C, F, (h, w) = s.members, 16 * max(1, s.width // 16), 16 * max(1, s.width // 512), s.latent[1:]
     p = s.state[1] // h
@@ -196,6 +207,7 @@ WORKLOADS: dict[str, Maker] = {
     "obs_adjoint": partial(_observe, "adjoint"),
     "obs_project": partial(_observe, "project"),
     "obs_residual": _residual,
+    "restricted_solve": _solve,
     "restricted_step": _restricted,
     "sampler_step": partial(_vectors, lambda draw, *shape: transition(draw, 2, 0.75, *shape), 3),
     "shuffle_adjoint": partial(_shuffle, True),

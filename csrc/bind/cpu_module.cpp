@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -210,6 +211,37 @@ void restricted_step(Address x, Address r, Address p, Address rr, Address x0, Ad
                                 threads);
 }
 
+// project: index, weight, rank; adjoint: cell, length, observation, weight, tile, row; head: weight, neighbour, ...,
+// entry; zonal: analysis, ..., floor. Sizes: members, observations, cells, points; places, features, sites, taps;
+// rows, columns, waves, modes.
+template <class T>
+void restricted_solve(Address x, Address f, Address rr, Address limit, Address slope, double factor, int64_t iterations,
+                      const std::array<Address, 3>& project, const std::array<Address, 6>& adjoint,
+                      const std::array<Address, 7>& head, const std::array<Address, 6>& zonal,
+                      const std::array<int64_t, 12>& sizes, int threads) {
+  const auto [members, observations, cells, points, places, features, sites, taps, rows, columns, waves, modes] = sizes;
+  const lsda::SolveParams<T> a = {
+      at<T>(x),
+      at<T>(f),
+      at<T>(rr),
+      at<T>(limit),
+      at<T>(slope),
+      factor,
+      iterations,
+      members,
+      observations,
+      {nullptr, nullptr, at<int32_t>(project[0]), at<T>(project[1]), members, cells, observations, points,
+       at<int32_t>(project[2])},
+      {nullptr, nullptr, at<int32_t>(adjoint[0]), at<int32_t>(adjoint[1]), at<int32_t>(adjoint[2]), at<T>(adjoint[3]),
+       at<int64_t>(adjoint[4]), members, cells, observations, at<int32_t>(adjoint[5])},
+      lsda::bind::head_params<T>(head[0], head[1], head[2], head[3], head[4], head[5], head[6], members, features,
+                                 places, sites, taps, cells, true),
+      {nullptr, nullptr, at<T>(zonal[0]), at<T>(zonal[1]), at<T>(zonal[2]), at<T>(zonal[3]), at<T>(zonal[4]),
+       at<T>(zonal[5]), members, rows, columns, features, waves, modes, true, nullptr}};
+  const py::gil_scoped_release released;
+  lsda::cpu::restricted_solve(a, threads);
+}
+
 template <class T>
 void shuffle(Address out, Address in, Address weight, Address bias, int64_t members, int64_t rows, int64_t columns,
              int64_t channels, int64_t features, int64_t patch, bool adjoint, int threads) {
@@ -284,6 +316,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("geo_fold_64", &geo_fold<double>, unlocked);
   module.def("restricted_step_32", &restricted_step<float>, unlocked);
   module.def("restricted_step_64", &restricted_step<double>, unlocked);
+  module.def("restricted_solve_32", &restricted_solve<float>);
+  module.def("restricted_solve_64", &restricted_solve<double>);
   module.def("shuffle_32", &shuffle<float>, unlocked);
   module.def("shuffle_64", &shuffle<double>, unlocked);
   module.def("zonal_32", &zonal<float>, unlocked);

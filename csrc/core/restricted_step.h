@@ -51,5 +51,17 @@ LSDA_INLINE void restricted_member(const RestrictedParams<T>& a, int64_t m) {
   }
 }
 
+// The step along p that ends the iterations: x alone.
+template <class T>
+LSDA_INLINE void restricted_last(const RestrictedParams<T>& a, int64_t m) {
+  const int64_t n = a.size;
+  const T *p0 = a.p0 + m * n, *p1 = p0 + a.members * n, *x0 = a.x0 + m * n;
+  const double rr = static_cast<double>(a.rr0[m]), curvature = dot(p0, p1, n) + dot(p1, p1, n - 1);
+  const T step = static_cast<T>(a.rr0[m] > a.limit[m] && curvature > 0.0 ? rr / curvature : 0.0);
+  T* x = a.x + m * n;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) x[i] = x0[i] + step * p0[i];
+}
+
 }  // namespace core
 }  // namespace lsda

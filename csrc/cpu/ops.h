@@ -11,6 +11,7 @@
 #include "core/norm_conv.h"
 #include "core/obs_adjoint.h"
 #include "core/obs_residual.h"
+#include "core/restricted_solve.h"
 #include "core/restricted_step.h"
 #include "core/sampler_step.h"
 #include "core/shuffle.h"
@@ -44,6 +45,9 @@ void cg_step(const CgParams<T>& a, int threads) noexcept;
 
 template <class T>
 void restricted_step(const RestrictedParams<T>& a, int threads) noexcept;
+
+template <class T>
+void restricted_solve(const SolveParams<T>& a, int threads) noexcept;
 
 template <class T>
 void adam_step(const AdamParams<T>& a, int threads) noexcept;

@@ -90,10 +90,16 @@ class Engine:
     ) -> Plan:
         """The plan of the analysis that ``prepare`` makes: prior, likelihood, and its number of observations."""
         numbers, device = member_numbers(members), self._package.device
+
+        def prepared() -> tuple[Prior, Likelihood, int]:
+            prior, likelihood, size = prepare()
+            self._sampler.guidance.prepare(prior, likelihood)
+            return prior, likelihood, size
+
         with self._backend.kernels():
+            prepared()  # what the package keeps for other analyses is not this one's
             with Watch(device) as watch:
-                prior, likelihood, size = prepare()
-                self._sampler.guidance.prepare(prior, likelihood)
+                prior, likelihood, size = prepared()
             sampler = self._sized(prior, likelihood, members)
             one = self._footprint(prior, likelihood, sampler.block)
             return Plan.of(

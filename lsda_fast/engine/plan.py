@@ -30,8 +30,8 @@ class Plan:
     exact : bool
         Whether that is so, or the most that there can be.
     weights, preparation, kept, block, states : int
-        Bytes: of the networks; at most while the analysis is prepared, and left of that; of a block of members; of
-        decoding all members.
+        Bytes: of the networks, and what is kept with them; at most while the analysis is prepared, and left of that; of
+        a block of members; of decoding all members.
     execution, reason : str
         ``graph`` or ``eager``, and why.
     """

@@ -231,7 +231,9 @@ class GaussNewton(InnerSolver):
     def _solve(self, near: Linearization, b: Tensor) -> Tensor:
         """In the surrogate's precision, to that of b."""
         wide = b.to(near.value)
-        step = restricted_cg(near.jvp, near.vjp, near.gram, wide, iterations=self.precondition, tolerance=1e-2)
+        step = restricted_cg(
+            near.jvp, near.vjp, near.gram, wide, iterations=self.precondition, tolerance=1e-2, solve=near.solve
+        )
         return step.to(b)
 
     def _move(self, linearize: Linearize, v: Tensor, step: Tensor, cost: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ __all__ = ["cg", "gcr", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
 
 Operator = Callable[[Tensor], Tensor]
 Quadratic = Callable[[Tensor], tuple[Tensor, Callable[[], Tensor]]]
+Solve = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
 
 
 def matrix(A: Operator) -> Quadratic:
@@ -110,7 +111,14 @@ def gcr(A: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6) -> 
 
 
 def restricted_cg(
-    F: Operator, adjoint: Operator, gram: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6
+    F: Operator,
+    adjoint: Operator,
+    gram: Operator,
+    b: Tensor,
+    *,
+    iterations: int,
+    tolerance: float = 1e-6,
+    solve: Solve | None = None,
 ) -> Tensor:
     """Solve (I + F'F) x = b per member, from x = 0, as ``cg`` does.
 
@@ -121,6 +129,8 @@ def restricted_cg(
     b : Tensor, shape (M, ...)
     iterations, tolerance
         As for ``cg``.
+    solve : callable (f = F b, b'b, limit, iterations) -> (M, P + 1) or None, optional
+        All between F and F' at once, where it has the means: the coordinates of x.
 
     Returns
     -------
@@ -128,15 +138,21 @@ def restricted_cg(
     """
     f, rr = F(b).double(), squared_norm(b).double()
     # In float64: lengths follow from differences of these products, which float32 loses digits of.
+    limit = tolerance**2 * rr
+    x = solve(f, rr, limit, iterations) if solve else None
+    if x is None:
+        x = _restricted(lambda w: gram(w.to(b)).double(), f, rr, limit, iterations)
+    return adjoint(x[:, :-1].to(b)) + per_member(x[:, -1].to(b), b) * b
+
+
+def _restricted(gram: Operator, f: Tensor, rr: Tensor, limit: Tensor, iterations: int) -> Tensor:
+    """The coordinates (M, P + 1) of the solution."""
     # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
     r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
-    p, x, limit = r, torch.zeros_like(r[0]), tolerance**2 * rr
+    p, x = r, torch.zeros_like(r[0])
     for _ in range(iterations - 1):
-        w = p[1, :, :-1]
-        x, r, p, rr = restricted_step(x, r, p, rr, gram(w.to(b)).double(), f, limit)
-    if iterations:
-        x = torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0])
-    return adjoint(x[:, :-1].to(b)) + per_member(x[:, -1].to(b), b) * b
+        x, r, p, rr = restricted_step(x, r, p, rr, gram(p[1, :, :-1]), f, limit)
+    return torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0]) if iterations else x
 
 
 def _flexible(A: Quadratic, b: Tensor, x: Tensor, limit: Tensor, iterations: int, precondition: Operator) -> Tensor:

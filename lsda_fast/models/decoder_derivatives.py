@@ -16,7 +16,7 @@ from lsda_fast.models.vit import ViTAutoencoder
 from lsda_fast.models.window_derivatives import tower
 from lsda_fast.prior import Derivative
 
-__all__ = ["feature_derivatives", "has_derivatives"]
+__all__ = ["feature_derivatives", "features_are_latents", "has_derivatives"]
 
 
 @singledispatch
@@ -30,6 +30,11 @@ def has_derivatives(module: object) -> bool:
     if isinstance(module, ResidualAutoencoder):
         return has_derivatives(module.linear) and has_derivatives(module.residual)
     return feature_derivatives.dispatch(type(module)) is not feature_derivatives.dispatch(object)
+
+
+def features_are_latents(module: object) -> bool:
+    """Whether what the heads read is the latent itself."""
+    return isinstance(module, LinearAutoencoder | PatchTangent)
 
 
 @feature_derivatives.register

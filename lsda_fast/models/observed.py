@@ -25,9 +25,11 @@ from lsda_fast.kernels.head_project import head_adjoint, head_project
 from lsda_fast.kernels.obs_plan import ObservationPlan
 from lsda_fast.kernels.obs_project import obs_adjoint, obs_project
 from lsda_fast.kernels.obs_residual import Departures, obs_residual
-from lsda_fast.models.decoder_derivatives import feature_derivatives
+from lsda_fast.kernels.restricted_solve import ObservedCovariance
+from lsda_fast.models.decoder_derivatives import feature_derivatives, features_are_latents
+from lsda_fast.models.zonal_whitening import ZonalCovariance
 from lsda_fast.observations.affine import SparseAffine
-from lsda_fast.prior import Derivative, Differentiable
+from lsda_fast.prior import Derivative, Differentiable, Gram
 
 __all__ = ["HeadedDecoder", "Observed", "cell_derivative", "cell_values", "headed_decode"]
 
@@ -136,9 +138,16 @@ class _Headed:
         values, jvp, vjp, _ = cell_derivative(self.network, self.plans, z.value)
         forward = lambda v: obs_project(jvp(v), self.plan)  # noqa: E731
         adjoint = lambda r: vjp(obs_adjoint(r, self.plan))  # noqa: E731
-        covariance = z.gram
-        gram = None if covariance is None else lambda r: forward(covariance(adjoint(r)))
+        covariance, gram = z.gram, None
+        if covariance is not None:
+            gram = Gram(lambda r: forward(covariance(adjoint(r))), self._solve(covariance))
         return Derivative(values, lambda v: forward(z.jvp(v)), lambda r: z.vjp(adjoint(r)), gram)
+
+    def _solve(self, covariance: Any) -> Any:
+        """See ``prior.Gram``."""
+        if not isinstance(covariance, ZonalCovariance) or not features_are_latents(self.network):
+            return None
+        return ObservedCovariance(self.plan, self.plans[0], covariance.square).solve
 
 
 def headed_decode(model: Any, network: Any = None) -> Differentiable:

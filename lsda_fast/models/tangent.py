@@ -87,10 +87,10 @@ class PatchTangent:
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
         places, targets = self._neighbourhoods(increments), F.unfold(dx, self.patch, stride=self.patch)
         # (9 k, N h w) and (patch, N h w): rows are copied as they lie.
-        rows, columns = (t.transpose(0, 1).flatten(1).double() for t in (places, targets))
-        normal = rows @ rows.T
+        rows, columns = (t.transpose(0, 1).flatten(1) for t in (places, targets))
+        normal, right = (rows @ rows.T).double(), (rows @ columns.T).double()
         normal.diagonal().add_(ridge * normal.diagonal().mean())
-        self.weight = torch.linalg.solve(normal, rows @ columns.T).to(dtype or dx.dtype)
+        self.weight = torch.cholesky_solve(right, torch.linalg.cholesky(normal)).to(dtype or dx.dtype)
 
     def _neighbourhoods(self, dz: Tensor) -> Tensor:
         """The 3 x 3 places around every place, (M, 9 k, h w)."""

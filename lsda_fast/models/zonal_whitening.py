@@ -9,6 +9,7 @@ the places of z.
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from lsda_fast.kernels.packed import BLOCK, packed
 from lsda_fast.kernels.zonal_product import ZONAL, zonal_adjoint, zonal_product
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
 
-__all__ = ["ZonalWhitening", "row_taper"]
+__all__ = ["ZonalCovariance", "ZonalWhitening", "row_taper"]
 
 Root = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -91,48 +92,44 @@ class ZonalWhitening(Whitening):
 
     def coloring(self) -> Coloring:
         """See ``Whitening``; S = D^1/2 (V H V^H + d) D^1/2, H = L - d only as far as V is orthonormal to rounding."""
-        V, gain, DV, D_floor = self._root()
-        H, DD_floor = self._squared(V, gain), D_floor.square()
-        fused = self._fused(V, gain, DV, D_floor, H, DD_floor)
-        if fused:
-            return fused
-        # Once more as they are multiplied from the left: products of a few rows then take half the time on a CPU.
-        VT, DVT = V.mT.contiguous(), DV.mT.contiguous()
+        channels, rows, _ = self.std.shape
+        place = self.real.new_empty(1, rows, self.analysis.shape[1], channels)
+        likes = [self.analysis, self.synthesis, self.real, self.variance.repeat(1, 2), self.imaginary, self.floor]
+        if ZONAL.native(place, likes, []):
+            return _through_kernels(*self.kept("packed", self._packed))
+        V, gain, DV, D_floor, VT, DVT, H, DD_floor = tensors = self.kept("plain", self._plain)
         return Coloring(
             lambda u: self._spectral(u, V, partial(_scaled, gain), DVT, D_floor),
             lambda z: self._spectral(z, DV, partial(_scaled, gain), VT, D_floor),
             lambda z: self._spectral(z, DV, lambda c: c @ H, DVT, DD_floor),
-            (V, gain, DV, D_floor, VT, DVT, H, DD_floor),
+            tensors,
         )
 
-    def _fused(
-        self, V: Tensor, gain: Tensor, DV: Tensor, D_floor: Tensor, H: Tensor, DD_floor: Tensor
-    ) -> Coloring | None:
-        """The same through ``zonal_product``, channels last; None where no native code takes it."""
+    def _plain(self) -> tuple[Tensor, ...]:
+        """What ``coloring`` multiplies with in plain torch."""
+        V, gain, DV, D_floor = self._root()
+        # Once more as they are multiplied from the left: products of a few rows then take half the time on a CPU.
+        VT, DVT = V.mT.contiguous(), DV.mT.contiguous()
+        return V, gain, DV, D_floor, VT, DVT, self._squared(V, gain), D_floor.square()
+
+    def _packed(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The matrices of S^1/2, its transpose and S for ``zonal_product``, channels last."""
         channels, rows, _ = self.std.shape
-        place = V.new_empty(1, rows, self.analysis.shape[1], channels)
+        V, gain, DV, D_floor = self._root()
         transforms = (self.analysis, self.synthesis.mT.contiguous())
-        gain = torch.cat([gain, gain], dim=-1).flatten(1)
-        if not ZONAL.native(place, [*transforms, V, gain, V, D_floor], []):
-            return None
         split = [V.unflatten(1, (channels, rows)) for V in (V, DV)]
         # As ``packed`` has them, with places before channels.
         right, D_right = (t.unflatten(3, (-1, BLOCK)).permute(0, 3, 2, 1, 4).flatten(2, 3).contiguous() for t in split)
         left, D_left = (t.unflatten(1, (-1, BLOCK)).permute(0, 3, 1, 4, 2).flatten(1, 2).contiguous() for t in split)
-        H = packed(H)
-        D_floor, DD_floor = (t.reshape(-1, channels, rows).mT.flatten(1).contiguous() for t in (D_floor, DD_floor))
-        root = [*transforms, right, gain, D_left, D_floor]
-        transposed = [*transforms, D_right, gain, left, D_floor]
-        square = [*transforms, D_right, H, D_left, DD_floor]
-
-        def product(operation: Linear, x: Tensor) -> Tensor:
-            return operation(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-
-        return Coloring(
-            partial(product, lambda u: zonal_product(u, root, transposed)),
-            lambda z: product(lambda u: zonal_adjoint(u, root, transposed), z).contiguous(),
-            partial(product, lambda z: zonal_product(z, square, square)),
-            tuple(dict.fromkeys((*root, *transposed, *square))),
+        H = packed(self._squared(V, gain))
+        gain = torch.cat([gain, gain], dim=-1).flatten(1)
+        floor, square_floor = (
+            t.reshape(-1, channels, rows).mT.flatten(1).contiguous() for t in (D_floor, D_floor.square())
+        )
+        return (
+            [*transforms, right, gain, D_left, floor],
+            [*transforms, D_right, gain, left, floor],
+            [*transforms, D_right, H, D_left, square_floor],
         )
 
     def _widened(self) -> Self:
@@ -189,6 +186,31 @@ class ZonalWhitening(Whitening):
         """S^-1/2 z."""
         floor, gain, V = self._blocks(-0.5)
         return self._spectral(z / self.std, V, partial(_scaled, gain), V.mT, floor)
+
+
+@dataclass(frozen=True, eq=False)
+class ZonalCovariance:
+    """z -> S z through ``zonal_product``, with its matrices."""
+
+    square: list[Tensor]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The product."""
+        return _last(lambda z: zonal_product(z, self.square, self.square), z)
+
+
+def _through_kernels(root: list[Tensor], transposed: list[Tensor], square: list[Tensor]) -> Coloring:
+    return Coloring(
+        partial(_last, lambda u: zonal_product(u, root, transposed)),
+        lambda z: _last(lambda u: zonal_adjoint(u, root, transposed), z).contiguous(),
+        ZonalCovariance(square),
+        tuple(dict.fromkeys((*root, *transposed, *square))),
+    )
+
+
+def _last(operation: Linear, x: Tensor) -> Tensor:
+    """Of x (M, channels, rows, columns), with channels last."""
+    return operation(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
 def _scaled(gain: Tensor, coefficients: Tensor) -> Tensor:

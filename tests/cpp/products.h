@@ -212,12 +212,93 @@ void restricted(int64_t members, int64_t P, int threads) {
   for (int64_t i = 0; i < x.size; ++i) expect(x2[i] == x1[i], "restricted_step of who is there");
 }
 
+// One step towards the solution with f = F b where C is a floor alone, one cell a place and an observation a cell: F F'
+// = slope factor floor slope of each. Then x = step b, and the same with a product in between.
+template <class T>
+void restricted_solve(int64_t members, int64_t rows, int64_t columns, int64_t iterations, int threads) {
+  constexpr int64_t C = lsda::kTogetherColumns;
+  const int64_t waves = columns / 2 + 1, S = rows * columns, n = S + 1, size = rows * C;
+  auto f = random<T>(members * S), slope = random<T>(members * S);
+  // F of something, so that lengths are positive.
+  for (int64_t i = 0; i < f.size; ++i) f[i] *= slope[i] * slope[i];
+  Block<T> x(members * n), rr(members), limit(members, T(0)), points(S, T(1)), layer(C, T(0));
+  Block<T> analysis(2 * waves * columns, T(0)), synthesis(2 * waves * columns, T(0));
+  Block<T> right(waves * size * C, T(0)), middle(waves * C * C, T(0)), left(waves * size * C, T(0));
+  Block<T> floor(waves * size, T(2));
+  Block<int32_t> place(S), start(S + 1), zero(S, 0), one_each(1, static_cast<int32_t>(S));
+  for (int64_t i = 0; i <= S; ++i) start[i] = static_cast<int32_t>(i);
+  for (int64_t i = 0; i < S; ++i) place[i] = static_cast<int32_t>(i);
+  layer[0] = T(1);
+  // Any orthogonal transform of the columns: those before the real parts of the waves end, the rest behind.
+  for (int64_t c = 0; c < columns; ++c) {
+    const int64_t mode = c < waves ? c : waves + c - waves + 1;
+    analysis[mode * columns + c] = synthesis[c * 2 * waves + mode] = T(1);
+  }
+  for (int64_t m = 0; m < members; ++m) rr[m] = T(100);
+  Block<int64_t> tile(6, 0);
+  tile[3] = S;
+  tile[4] = 1;
+  tile[5] = S;
+  lsda::cpu::restricted_solve<T>(
+      {x.get(),
+       f.get(),
+       rr.get(),
+       limit.get(),
+       slope.get(),
+       0.5,
+       iterations,
+       members,
+       S,
+       {nullptr, nullptr, place.get(), points.get(), members, S, S, 1, nullptr},
+       {nullptr, nullptr, place.get(), one_each.get(), place.get(), points.get(), tile.get(), members, S, S, nullptr},
+       {layer.get(), place.get(), start.get(), zero.get(), place.get(), start.get(), place.get(), members, C, S, S, 1,
+        S, true},
+       {nullptr, nullptr, analysis.get(), synthesis.get(), right.get(), middle.get(), left.get(), floor.get(), members,
+        rows, columns, C, waves, C, true, nullptr}},
+      threads);
+  // The same among numbers of each observation, in float64.
+  for (int64_t m = 0; m < members; ++m) {
+    std::vector<double> u(static_cast<size_t>(S), 0.0), r(u), p(u), G(u);
+    double b = 0, rb = 1, pb = 1, square = 100;
+    const auto products = [&](const std::vector<double>& q, double a, std::vector<double>& out) {
+      double along = a * 100;
+      for (int64_t i = 0; i < S; ++i) {
+        const size_t k = static_cast<size_t>(i);
+        out[k] = G[k] * q[k] + a * f[m * S + i];
+        along += q[k] * f[m * S + i];
+      }
+      return along;
+    };
+    for (int64_t i = 0; i < S; ++i) G[static_cast<size_t>(i)] = 1.0 * slope[m * S + i] * slope[m * S + i];
+    std::vector<double> w(u), s(u);
+    for (int64_t it = 0; it < iterations; ++it) {
+      double curvature = products(p, pb, w) * pb;
+      for (size_t k = 0; k < w.size(); ++k) curvature += p[k] * w[k] + w[k] * w[k];
+      const double step = square / curvature;
+      for (size_t k = 0; k < w.size(); ++k) u[k] += step * p[k], r[k] -= step * (p[k] + w[k]);
+      b += step * pb;
+      rb -= step * pb;
+      double next = products(r, rb, s) * rb;
+      for (size_t k = 0; k < s.size(); ++k) next += r[k] * s[k];
+      for (size_t k = 0; k < s.size(); ++k) p[k] = r[k] + next / square * p[k];
+      pb = rb + next / square * pb;
+      square = next;
+    }
+    expect(close(x[m * n + S], b, 64.0), "restricted_solve");
+    for (int64_t i = 0; i < S; ++i) expect(close(x[m * n + i], u[static_cast<size_t>(i)], 64.0), "restricted_solve");
+  }
+}
+
 template <class T>
 void products(int threads) {
   shuffle<T>(3, 2, 5, 16, 8, 2, threads);
   shuffle<T>(0, 2, 5, 16, 16, 1, threads);
   restricted<T>(5, 700, threads);
   restricted<T>(0, 7, threads);
+  for (int64_t iterations : {0, 1, 3}) {
+    restricted_solve<T>(3, 4, 6, iterations, threads);
+    restricted_solve<T>(0, 4, 6, iterations, threads);
+  }
   const lsda::Frame globe = {5, 9, 1, true, true, true, false}, region = {4, 13, 2, false, false, true, false};
   const lsda::Frame even = {6, 8, 1, true, true, false, false}, apart = {4, 6, 1, false, false, true, false};
   for (bool flag : {false, true}) {
