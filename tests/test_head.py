@@ -15,7 +15,7 @@ from lsda_fast.models.head import Head
 from lsda_fast.models.layers import GeoConv2d
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
 from lsda_fast.models.precision import lowered
-from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.models.tangent import Increments, PatchTangent
 from lsda_fast.observations.operators import ObservationOperator, StackedOperator, StencilOperator
 from lsda_fast.prior import Derivative, Differentiable, Linearization, Scaling, observe
 
@@ -179,7 +179,7 @@ def test_few_observations(size):
 def test_the_tangent_is_observed_alike(edges):
     decoder, operator = model(convolution(**edges)), stencil()
     z = torch.randn(16, *LATENT, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    tangent = PatchTangent(decoder.decode, z[:1], z, Counter(), **edges)
+    tangent = PatchTangent(decoder.decode, z[:1], Increments(z, **edges), Counter())
     assert_same(tangent.decode, headed(tangent).observe(operator), operator, z[:2], 1e-12)
 
 

@@ -18,7 +18,7 @@ from lsda_fast.kernels.zonal_product import ZONAL
 from lsda_fast.models.derivatives import chain, derivative
 from lsda_fast.models.layers import ResidualBlock
 from lsda_fast.models.observed import HeadedDecoder
-from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.models.tangent import Increments, PatchTangent
 from lsda_fast.models.zonal_whitening import ZonalWhitening
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.prior import Derivative, Differentiable, Linearization, Scaling
@@ -174,9 +174,8 @@ def observed_surrogate():
     tangent = PatchTangent(
         lambda z: F.interpolate(z[:, :4] + z[:, 4:8] ** 2, scale_factor=2),
         draw(1, 16, 6, 8),
-        draw(30, 16, 6, 8, seed=1),
+        Increments(draw(30, 16, 6, 8, seed=1), periodic=True),
         Counter(),
-        periodic=True,
     )
     index = torch.randint(0, 4 * 12 * 16, (37, 2), generator=torch.Generator().manual_seed(2))
     operator = SparseAffine(index, draw(37, 2, seed=3), draw(37, seed=4), (4, 12, 16))

@@ -7,7 +7,7 @@ import torch
 
 from lsda_fast.models import AUTOENCODERS, build
 from lsda_fast.models.merged_head import merge
-from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.models.tangent import Increments, PatchTangent
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.observations.averages import blocks
 from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
@@ -21,9 +21,8 @@ SETTINGS = {"shape": SHAPE, "latent_channels": 5, "patch": 4, "width": 8, "depth
 def tangent() -> PatchTangent:
     torch.manual_seed(0)
     decoder = build(AUTOENCODERS, "convolutional", SETTINGS).double().requires_grad_(False)
-    return PatchTangent(
-        decoder.decode, torch.zeros(1, *LATENT).double(), torch.randn(30, *LATENT).double(), Counter(), periodic=True
-    )
+    increments = Increments(torch.randn(30, *LATENT).double(), periodic=True)
+    return PatchTangent(decoder.decode, torch.zeros(1, *LATENT).double(), increments, Counter())
 
 
 def means(factor: int) -> SparseAffine:

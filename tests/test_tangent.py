@@ -12,7 +12,7 @@ from lsda_fast.diffusion.noise import Key
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Context, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.kernels.geo_pad import geo_pad
-from lsda_fast.models.tangent import PatchTangent
+from lsda_fast.models.tangent import Increments, PatchTangent
 from lsda_fast.prior import Prior
 
 K, H, W = 4, 6, 8  # latent channels and places; patches of 2 x 3, 5 channels
@@ -35,10 +35,8 @@ def test_a_convolution_to_patches_is_its_own_tangent(periodic):
     tangent = PatchTangent(
         lambda z: to_patches(z, weight, periodic) + bias,
         randn(1, K, H, W, seed=2),
-        randn(8, K, H, W, seed=3),
+        Increments(randn(8, K, H, W, seed=3), periodic=periodic, ridge=1e-14),
         evaluations,
-        periodic=periodic,
-        ridge=1e-14,
     )
     dz = randn(3, K, H, W, seed=4)
     torch.testing.assert_close(tangent.decode(dz), to_patches(dz, weight, periodic), rtol=1e-8, atol=1e-8)
@@ -55,7 +53,8 @@ def case():
     def tangent(evaluations):
         if not made:
             zero = torch.zeros(1, K, H, W, dtype=torch.float64)
-            made.append(PatchTangent(decode, zero, randn(16, K, H, W), evaluations, periodic=True).decode)
+            increments = Increments(randn(16, K, H, W), periodic=True)
+            made.append(PatchTangent(decode, zero, increments, evaluations).decode)
         return made[0]
 
     prior = Prior(

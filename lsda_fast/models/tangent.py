@@ -22,7 +22,7 @@ from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models.head import Head
 from lsda_fast.prior import Linearization
 
-__all__ = ["PatchTangent", "once", "tangent_samples"]
+__all__ = ["Increments", "PatchTangent", "once", "tangent_samples"]
 
 Made = Callable[[Tensor], Tensor]
 
@@ -48,6 +48,40 @@ def once(make: Callable[[Counter[str]], Made]) -> Callable[[Counter[str]], Made]
     return get
 
 
+class Increments:
+    """Random increments of the latent, and what makes of their images the weight that fits.
+
+    Parameters
+    ----------
+    z : Tensor, shape (N, k, h, w)
+        As the errors of the latent are distributed.
+    periodic, poles
+        As for ``geo_pad``.
+    ridge : float
+        Relative to the mean squared latent increment.
+    """
+
+    def __init__(self, z: Tensor, *, periodic: bool, poles: Sequence[bool] = (True, True), ridge: float = 1e-3) -> None:
+        self.z, self.periodic, self.poles = z, periodic, tuple(poles)
+        rows = self.neighbourhoods(z).transpose(0, 1).flatten(1)  # (9 k, N h w): copied as they lie
+        normal = (rows @ rows.T).double()
+        normal.diagonal().add_(ridge * normal.diagonal().mean())
+        self.inverse = torch.cholesky_solve(rows.double(), torch.linalg.cholesky(normal)).to(z)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What it holds."""
+        return self.z, self.inverse
+
+    def neighbourhoods(self, dz: Tensor) -> Tensor:
+        """The 3 x 3 places around every place, (M, 9 k, h w)."""
+        return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3)
+
+    def fit(self, patches: Tensor) -> Tensor:
+        """The weight (9 k, patch) of least squares, for what the increments became, (N, patch, h w)."""
+        return self.inverse @ patches.transpose(0, 1).flatten(1).T
+
+
 class PatchTangent:
     """The fitted convolution, dz (M, k, h, w) -> dx (M, C, H, W).
 
@@ -57,14 +91,10 @@ class PatchTangent:
         H and W are multiples of h and w.
     z : Tensor, shape (1, k, h, w)
         Where the derivative is taken.
-    increments : Tensor, shape (N, k, h, w)
-        As the errors of the latent are distributed.
+    increments : Increments
+        Of which the derivative is fitted.
     evaluations : Counter
         Gains a value of the decoder and N products.
-    periodic, poles
-        As for ``geo_pad``.
-    ridge : float
-        Relative to the mean squared latent increment.
     dtype : torch.dtype, optional
         Of the convolution, and of the increments that it is given; the decoder's when not given.
     """
@@ -73,33 +103,21 @@ class PatchTangent:
         self,
         decode: Callable[[Tensor], Tensor],
         z: Tensor,
-        increments: Tensor,
+        increments: Increments,
         evaluations: Counter[str],
         *,
-        periodic: bool,
-        poles: Sequence[bool] = (True, True),
-        ridge: float = 1e-3,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.periodic, self.poles = periodic, poles
-        dx = Linearization.of(decode, z, evaluations, "decoder").jvp(increments)
+        self._increments = increments
+        dx = Linearization.of(decode, z, evaluations, "decoder").jvp(increments.z)
         self.shape = dx.shape[1], dx.shape[2], dx.shape[3]
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
-        places, targets = self._neighbourhoods(increments), F.unfold(dx, self.patch, stride=self.patch)
-        # (9 k, N h w) and (patch, N h w): rows are copied as they lie.
-        rows, columns = (t.transpose(0, 1).flatten(1) for t in (places, targets))
-        normal, right = (rows @ rows.T).double(), (rows @ columns.T).double()
-        normal.diagonal().add_(ridge * normal.diagonal().mean())
-        self.weight = torch.cholesky_solve(right, torch.linalg.cholesky(normal)).to(dtype or dx.dtype)
-
-    def _neighbourhoods(self, dz: Tensor) -> Tensor:
-        """The 3 x 3 places around every place, (M, 9 k, h w)."""
-        return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3)
+        self.weight = increments.fit(F.unfold(dx, self.patch, stride=self.patch)).to(dtype or dx.dtype)
 
     def decode(self, dz: Tensor) -> Tensor:
         """W * dz."""
         size = dz.shape[2] * self.patch[0], dz.shape[3] * self.patch[1]
-        return F.fold(self.weight.T @ self._neighbourhoods(dz), size, self.patch, stride=self.patch)
+        return F.fold(self.weight.T @ self._increments.neighbourhoods(dz), size, self.patch, stride=self.patch)
 
     def features(self, dz: Tensor) -> tuple[Tensor, ...]:
         """What the head decodes: the increment itself."""
@@ -108,4 +126,5 @@ class PatchTangent:
     def heads(self) -> tuple[Head, ...]:
         """The convolution, see ``models.head``."""
         weight = self.weight.unflatten(0, (-1, 9)).permute(2, 1, 0)
-        return (Head(weight, weight.new_zeros(()), self.shape, self.patch, self.periodic, self.poles),)
+        edges = self._increments.periodic, self._increments.poles
+        return (Head(weight, weight.new_zeros(()), self.shape, self.patch, *edges),)

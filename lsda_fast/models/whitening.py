@@ -172,4 +172,5 @@ def _tensors(made: Any) -> list[Tensor]:
     """All in what ``Whitening.kept`` has."""
     if isinstance(made, Whitening):
         return [*made.buffers(), *(t for _, own in made._made.values() for t in _tensors(own))]
+    made = getattr(made, "tensors", made)
     return [t for t in tree_leaves(made) if isinstance(t, Tensor)]

@@ -20,7 +20,7 @@ from lsda_fast.models import FullWhitening, Whitening
 from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.observed import HeadedDecoder, headed_decode
-from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
+from lsda_fast.models.tangent import Increments, PatchTangent, once, tangent_samples
 from lsda_fast.models.whitening import Coloring
 from lsda_fast.package.external import External
 from lsda_fast.package.network_path import NetworkPath
@@ -193,13 +193,16 @@ def _tangent(
     if not count:
         return None
     color = whitening.color if isinstance(whitening, Whitening) else lambda u: u
-    dtype = _tangent_dtype(package, path)
+    dtype, grid, model = _tangent_dtype(package, path), package.layout.grid, package.autoencoder
+
+    def increments() -> Increments:
+        u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
+        return Increments(color(u), periodic=grid.periodic, poles=grid.poles)
 
     def make(evaluations: Counter[str]) -> Callable[[Tensor], Tensor]:
-        grid, model = package.layout.grid, package.autoencoder
         decode = headed_decode(model, path.low(model)) if path.fused and has_derivatives(model) else model.decode
-        u = normal(package.latent_shape, seed=0, members=range(count), dtype=package.dtype, device=package.device)
-        fitted = PatchTangent(decode, z_b, color(u), evaluations, periodic=grid.periodic, poles=grid.poles, dtype=dtype)
+        made = whitening.kept("increments", increments) if isinstance(whitening, Whitening) else increments()
+        fitted = PatchTangent(decode, z_b, made, evaluations, dtype=dtype)
         wide = None
         if package.whitened and isinstance(whitening, Whitening) and dtype == torch.float64:
             wide = whitening.wide_coloring()

@@ -31,7 +31,7 @@ from lsda_fast.models import TrajectoryCovariance
 from lsda_fast.models.decoder_derivatives import has_derivatives
 from lsda_fast.models.fused import fused as fused_network
 from lsda_fast.models.observed import headed_decode
-from lsda_fast.models.tangent import PatchTangent, once, tangent_samples
+from lsda_fast.models.tangent import Increments, PatchTangent, once, tangent_samples
 from lsda_fast.models.window_input import window_input
 from lsda_fast.package.external import External
 from lsda_fast.package.network_path import NetworkPath
@@ -181,8 +181,8 @@ def _tangent(
             v = covariance.apply(v, torch.sqrt)
         center = v.new_zeros(1, *package.latent_shape) if origin is None else origin[[decoder.length // 2]]
         z, dz = (t if part is None else part.restore(t) for t, part in ((center, model), (v, spread)))
-        dz = dz.flatten(0, 1)[:count]
-        fitted = PatchTangent(decode, z, dz, evaluations, periodic=grid.periodic, poles=grid.poles)
+        increments = Increments(dz.flatten(0, 1)[:count], periodic=grid.periodic, poles=grid.poles)
+        fitted = PatchTangent(decode, z, increments, evaluations)
         return replace(decoder, autoencoder=fitted, network=fitted, model=spread)
 
     return once(make)
