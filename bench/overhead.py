@@ -3,9 +3,10 @@
 A whole LO-SDA analysis of the built-in package under torch's profiler, one thread. Every operation counts with its own
 time: matrix products (convolutions, matrix products, attention, the head's projections), norms and activations,
 padding and layout (copies, shuffles, concatenations), the observation operator, and updates (conjugate gradients,
-transitions, noise, all other arithmetic). Python is the time between operations, the profiler's own share included:
-an upper bound. Seconds are the processor's, so that other work on the machine does not count; shares are of the clock
-on the wall, as the profiler's.
+transitions, noise, all other arithmetic). Operations that hold products count as products, with the norms of
+``norm_conv``; what ``restricted_solve`` holds beside them is taken from a run that has its parts one by one. Python is
+the time between operations, the profiler's own share included: an upper bound. Seconds are the processor's, so that
+other work on the machine does not count; shares are of the clock on the wall, as the profiler's.
 
     python -m bench.overhead --output bench/results/overhead.jsonl
 """
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -25,13 +27,14 @@ from bench.cases.analysis import Twin, demo
 from lsda_fast.demo import METHODS
 from lsda_fast.engine.backend import PRECISIONS
 from lsda_fast.guidance import Likelihood
+from lsda_fast.prior import Linearization
 from lsda_fast.sampler import Sampler
 
 # The first that an operation's name holds.
 CATEGORIES = {
     "matrix products": (
         *("conv", "mm", "linear", "matmul", "attention", "softmax", "einsum", "linalg_", "dot"),
-        *("lsda::head", "lsda::shuffle", "lsda::zonal"),
+        *("lsda::head", "lsda::shuffle", "lsda::zonal", "lsda::restricted_solve"),
     ),
     "norms and activations": ("norm", "silu", "gelu", "erf"),
     "operator": ("lsda::obs_",),
@@ -61,11 +64,17 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
 
     run()
     seconds = min(run() for _ in range(3))
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        under_profiler = run(time.perf_counter)
+    own, under_profiler = _profiled(run)
+    with patch.object(Linearization, "solve", lambda *_: None):
+        run()
+        apart, _ = _profiled(run)
     parts: Counter[str] = Counter()
-    for event in profiled.key_averages():
-        parts[category(event.key)] += event.self_cpu_time_total / 1e6
+    for name, value in own.items():
+        parts[category(name)] += value
+    for name in ("lsda::obs_project", "lsda::obs_adjoint", "lsda::restricted_step"):
+        inside = max(0.0, apart[name] - own[name]) if own["lsda::restricted_solve"] else 0.0
+        parts[category(name)] += inside
+        parts["matrix products"] -= inside
     total = sum(parts.values())
     parts["python"] = max(0.0, under_profiler - total)
     whole = sum(parts.values())
@@ -76,6 +85,13 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
         "outside_networks": round((parts["operator"] + parts["updates"]) / total, 3),
         "python_ms_per_level": round(1e3 * parts["python"] / levels, 1),
     }
+
+
+def _profiled(run: Callable[..., float]) -> tuple[Counter[str], float]:
+    """Seconds of every operation itself, and on the clock."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        clock = run(time.perf_counter)
+    return Counter({event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}), clock
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lsda_fast.kernels import native
 from lsda_fast.kernels.geo_pad import edges
@@ -30,9 +32,21 @@ from lsda_fast.kernels.packed import BLOCK, obstacle, packed, unpacked
 from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.standard import affine
 
-__all__ = ["filters", "norm_conv_products"]
+__all__ = [
+    "both_filters",
+    "convolved",
+    "filters",
+    "flat_of",
+    "image_of",
+    "norm_conv_products",
+    "run_native",
+    "spread",
+    "suits",
+    "wider",
+]
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
+_FILTERS: Any = WeakTensorKeyDictionary()
 
 
 def norm_conv_products(
@@ -65,29 +79,47 @@ def norm_conv_products(
     add : Tensor, shape (M, D, H, W), optional
         To the value.
     """
-    D, C, k, _ = kernel.shape
-    last = x.ndim == 4 and x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
-    if not last or x.dtype != kernel.dtype or D % BLOCK or C % BLOCK or pad[0] != k // 2:
+    C, k = kernel.shape[1:3]
+    if not suits(x, kernel, pad):
         return None
-    size, flat = x.shape[2:], _flat(x)
+    size, flat = x.shape[2:], flat_of(x)
     a, b = (t[0] for t in affine(x, C, weight, bias, None, None))
     settings = (groups, silu, [*size, *map(int, edges(x.shape, *pad))])
     if not VALUE.native(flat, a, b, kernel.new_empty(0, k, k, C, BLOCK), shift, None, *settings, eps):
         return None
-    forward, backward = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
-    y, kept = VALUE(flat, a, b, forward, shift, None if add is None else _flat(add), *settings, eps)
+    forward, backward = both_filters(kernel)
+    y, kept = VALUE(flat, a, b, forward, shift, None if add is None else flat_of(add), *settings, eps)
 
     def product(operation: Operation, w: Tensor, t: Tensor, add: Tensor | None) -> Tensor:
-        t = _flat(t)
+        t = flat_of(t)
         count = len(t) // max(len(flat), 1)
         point = (flat, kept) if count == 1 else (flat.repeat(count, 1, 1), kept.repeat(count, 1, 1))
-        return _image(operation(t, *point, a, b, w, None if add is None else _flat(add), *settings), size)
+        return image_of(operation(t, *point, a, b, w, None if add is None else flat_of(add), *settings), size)
 
     return (
-        _image(y, size),
+        image_of(y, size),
         lambda v, add: product(JVP, forward, v, add),
         lambda u, add: product(VJP, backward, u, add),
     )
+
+
+def suits(x: Tensor, kernel: Tensor, pad: Sequence[Any]) -> bool:
+    """Whether images (M, C, H, W), channels last, and a convolution of them are what C++ takes."""
+    D, C, k, _ = kernel.shape
+    last = x.ndim == 4 and x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+    return last and x.dtype == kernel.dtype and not D % BLOCK and not C % BLOCK and pad[0] == k // 2
+
+
+def both_filters(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of a convolution and of its transpose, kept as long as the weight is there and stays as it is."""
+    version = -1 if kernel.is_inference() else kernel._version
+    kept = _FILTERS.get(kernel)
+    if kept and kept[0] == version >= 0:
+        return kept[1]
+    made = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
+    if version >= 0 and _get_current_dispatch_mode() is None:
+        _FILTERS[kernel] = version, made
+    return made
 
 
 def filters(kernel: Tensor) -> Tensor:
@@ -96,27 +128,27 @@ def filters(kernel: Tensor) -> Tensor:
     return packed(window.flatten(0, 2)).unflatten(1, window.shape[:3])
 
 
-def _flat(x: Tensor) -> Tensor:
+def flat_of(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
-def _image(y: Tensor, size: Sequence[int]) -> Tensor:
+def image_of(y: Tensor, size: Sequence[int]) -> Tensor:
     return y.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
-def _kernel(w: Tensor) -> Tensor:
+def kernel_of(w: Tensor) -> Tensor:
     return unpacked(w.flatten(1, 3)).unflatten(0, w.shape[1:4]).permute(3, 2, 0, 1)
 
 
-def _convolved(images: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
-    return F.conv2d(_image(images, size), _kernel(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
+def convolved(images: Tensor, w: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+    return F.conv2d(image_of(images, size), kernel_of(w), bias).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _added(y: Tensor, add: Tensor | None) -> Tensor:
     return y if add is None else y + add
 
 
-def _wider(image: Sequence[int]) -> list[int]:
+def wider(image: Sequence[int]) -> list[int]:
     H, W, n, *_ = image
     return [H + 2 * n, W + 2 * n]
 
@@ -134,7 +166,7 @@ def _value_reference(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     y, kept = norm_reference(x, a[None], b[None], groups, True, silu, image, eps)
-    return _added(_convolved(y, w, bias, _wider(image)), add), kept
+    return _added(convolved(y, w, bias, wider(image)), add), kept
 
 
 def _jvp_reference(
@@ -150,7 +182,7 @@ def _jvp_reference(
     image: Sequence[int],
 ) -> Tensor:
     y = jvp_reference(v, x, kept, a[None], b[None], groups, True, silu, image)
-    return _added(_convolved(y, w, None, _wider(image)), add)
+    return _added(convolved(y, w, None, wider(image)), add)
 
 
 def _vjp_reference(
@@ -165,9 +197,13 @@ def _vjp_reference(
     silu: bool,
     image: Sequence[int],
 ) -> Tensor:
-    images = F.pad(_image(u, image[:2]), [w.shape[1] - 1] * 4)
-    spread = F.conv2d(images, _kernel(w)).permute(0, 2, 3, 1).flatten(1, 2)
-    return _added(vjp_reference(spread, x, kept, a[None], b[None], groups, True, silu, image), add)
+    return _added(vjp_reference(spread(u, w, image), x, kept, a[None], b[None], groups, True, silu, image), add)
+
+
+def spread(u: Tensor, w: Tensor, image: Sequence[int]) -> Tensor:
+    """The transposed convolution, to images with margins."""
+    images = F.pad(image_of(u, image[:2]), [w.shape[1] - 1] * 4)
+    return F.conv2d(images, kernel_of(w)).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _filters(w: Tensor) -> int:
@@ -188,10 +224,17 @@ def _run(
     bias, add, groups, silu, image, *eps = rest
     C = x.shape[2]
     D = w.shape[3] if product == "vjp" else _filters(w)
+    settings = (groups, C // groups, D, silu, False, eps[0] if eps else 0.0)
+    run_native(product, image, (out, kept, t, x, a, b, w, bias, add), settings)
+
+
+def run_native(product: str, image: Sequence[int], tensors: Sequence[Tensor | None], settings: Sequence[Any]) -> None:
+    """The C++ of norm and convolution, or of the convolution alone (``geo_conv``), as ``csrc/bind`` has it."""
+    t, (groups, width, D, *_) = tensors[2], settings
+    assert t is not None
     frame = (*image[:3], *map(bool, image[3:]))
-    scratch = x.new_empty(native.load().code.norm_conv_scratch(C, D, *frame, torch.get_num_threads()))
-    sizes = (len(x), groups, C // groups, D, silu, eps[0] if eps else 0.0, *frame)
-    native.run("norm_conv", x.dtype, PRODUCTS.index(product), out, kept, t, x, a, b, w, bias, add, scratch, *sizes)
+    scratch = t.new_empty(native.load().code.norm_conv_scratch(groups * width, D, *frame, torch.get_num_threads()))
+    native.run("norm_conv", t.dtype, PRODUCTS.index(product), *tensors, scratch, len(t), *settings, *frame)
 
 
 def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ FILES = (
     "adam_step",
     "cg_step",
     "gated_residual_norm",
+    "geo_conv",
     "geo_pad",
     "head_project",
     "noise",

@@ -9,6 +9,8 @@ from lsda_fast.kernels import registry
 kernels.report()
 # Matrix products fuse multiplications and additions, which the baseline cannot.
 FUSED = (
+    "geo_conv",
+    "geo_conv_adjoint",
     "norm_conv",
     "norm_conv_jvp",
     "norm_conv_vjp",

@@ -23,6 +23,8 @@ OPERATIONS = [
     "gated_residual_norm",
     "gated_residual_norm_jvp",
     "gated_residual_norm_vjp",
+    "geo_conv",
+    "geo_conv_adjoint",
     "geo_fold",
     "geo_pad",
     "head_adjoint",

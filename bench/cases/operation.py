@@ -20,6 +20,7 @@ from lsda_fast.kernels import norm_silu as norm
 from lsda_fast.kernels import window_attention as attention
 from lsda_fast.kernels.adam_step import ADAM
 from lsda_fast.kernels.cg_step import cg_step
+from lsda_fast.kernels.geo_conv import ADJOINT, CONV
 from lsda_fast.kernels.geo_pad import FOLD
 from lsda_fast.kernels.head_plan import HeadPlan
 from lsda_fast.kernels.head_project import head_adjoint, head_project
@@ -47,6 +48,7 @@ __all__ = [
     "head",
     "observe",
     "pad",
+    "plain_convolve",
     "residual",
     "restricted",
     "shuffle",
@@ -296,6 +298,32 @@ def convolve(
         return call
 
     return Case((*inputs, *([add] if added else [])), bind)
+
+
+def plain_convolve(
+    adjoint: bool,
+    draw: Draw,
+    R: int,
+    C: int,
+    D: int,
+    k: int,
+    groups: int,
+    silu: bool,
+    added: bool,
+    image: Sequence[int],
+) -> Case:
+    """The same without norm, and nothing added; with a bias where ``silu``."""
+    kernel, bias = draw.normal(D, C, k, k) / (k * C**0.5), draw.normal(D)
+    w = convolution.filters(kernel.flip(2, 3).transpose(0, 1) if adjoint else kernel)
+    x, settings = draw.normal(R, image[0] * image[1], D if adjoint else C), list(image)
+
+    def bind(cast: Cast) -> Callable[..., Outputs]:
+        weight, shift = cast(w), cast(bias) if silu else None
+        if adjoint:
+            return lambda u: ADJOINT(u, weight, settings)
+        return lambda x: CONV(x, weight, shift, settings)
+
+    return Case((x,), bind)
 
 
 def shuffle(adjoint: bool, draw: Draw, M: int, h: int, w: int, C: int, F: int, p: int) -> Case:

@@ -23,6 +23,7 @@ from bench.cases.operation import (
     head,
     observe,
     pad,
+    plain_convolve,
     residual,
     restricted,
     shuffle,
@@ -128,6 +129,14 @@ def _convolve(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     yield Workload(name, case, tensors * places * width + 9 * width**2, 0, 18 * places * width**2)
 
 
+def _plain_convolve(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
+    M, width, (H, W) = s.members, 16 * max(1, s.width // 512), s.state[1:]
+    case = plain_convolve(adjoint, draw, M, width, width, 3, 1, True, False, (H, W, 1, 1, 1, 1, 0))
+    places = M * H * W
+    name = f"{M} images of {H} x {W} x {width}"
+    yield Workload(name, case, 2 * places * width + 9 * width**2, 0, 18 * places * width**2)
+
+
 def _restricted(s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, P = s.latents, len(columns(s.state, 0.01)[0])
     yield Workload(f"{M} x {P} observations", restricted(draw, M, P), M * (12 * (P + 1) + 2 * P))
@@ -193,6 +202,8 @@ WORKLOADS: dict[str, Maker] = {
     "gated_residual_norm": partial(_stream, "value"),
     "gated_residual_norm_jvp": partial(_stream, "jvp"),
     "gated_residual_norm_vjp": partial(_stream, "vjp"),
+    "geo_conv": partial(_plain_convolve, False),
+    "geo_conv_adjoint": partial(_plain_convolve, True),
     "geo_fold": partial(_pad, FOLD),
     "geo_pad": partial(_pad, PAD),
     "head_adjoint": partial(_head, "adjoint"),

@@ -155,8 +155,8 @@ void norm(int product, Address out, Address kept, Address t, Address x, Address 
 template <class T>
 void norm_conv(int product, Address out, Address kept, Address t, Address x, Address a, Address b, Address weight,
                Address bias, Address add, Address scratch, int64_t members, int64_t groups, int64_t width,
-               int64_t filters, bool silu, double eps, int64_t rows, int64_t columns, int64_t margin, bool periodic,
-               bool north, bool south, bool torus, int threads) {
+               int64_t filters, bool silu, bool bare, double eps, int64_t rows, int64_t columns, int64_t margin,
+               bool periodic, bool north, bool south, bool torus, int threads) {
   lsda::cpu::norm_conv<T>({{at<T>(out),
                             at<T>(kept),
                             at<T>(t),
@@ -177,7 +177,8 @@ void norm_conv(int product, Address out, Address kept, Address t, Address x, Add
                            at<T>(bias),
                            at<T>(add),
                            filters,
-                           at<T>(scratch)},
+                           at<T>(scratch),
+                           bare},
                           static_cast<lsda::Product>(product), threads);
 }
 

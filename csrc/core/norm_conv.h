@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A normalisation and the convolution behind it, and the products of their derivative: what lies between the two, an
-// image with margins, stays in cache.
+// image with margins, stays in cache. Or the convolution alone, of images continued in their margins, and its
+// transpose.
 #pragma once
 
 #include "core/conv.h"
@@ -17,6 +18,7 @@ struct NormConvParams {
   const T *weight, *bias, *add;
   int64_t filters;  // of the convolution itself
   T* scratch;       // between_size
+  bool bare;        // without a norm: t to out, or u to norm.out, to which nothing is added
 };
 
 namespace core {

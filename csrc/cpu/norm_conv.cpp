@@ -1,11 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/norm_conv.h"
 
+#include <type_traits>
+
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
 
 namespace lsda::cpu {
 namespace {
+
+// What stands in for the norm where there is none: padding, and its transpose.
+template <class T>
+void pad(const NormParams<T>& a, T* images, int threads) {
+  using Number = std::conditional_t<sizeof(T) == sizeof(uint32_t), uint32_t, uint64_t>;
+  geo_pad<Number>(
+      {reinterpret_cast<Number*>(images), reinterpret_cast<const Number*>(a.t), a.members, a.groups * a.width, a.frame},
+      threads);
+}
+
+template <class T>
+void fold(const NormParams<T>& a, int threads) {
+  geo_fold<T>({a.out, a.t, a.members, a.groups * a.width, a.frame}, threads);
+}
 
 // The convolution of `count` padded images, and its transpose.
 template <class T>
@@ -74,8 +90,10 @@ void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcep
     const int64_t count = smaller(together, a.norm.members - first);
     NormParams<T> part = a.norm;
     part.members = part.share = count;
-    part.x += first * plain;
-    part.kept += 2 * first * a.norm.groups;
+    if (!a.bare) {
+      part.x += first * plain;
+      part.kept += 2 * first * a.norm.groups;
+    }
     ConvParams<T> convolution = back ? transposed(a, count, images, spread) : forward(a, first, count, images);
     convolution.transformed = transformed;
     convolution.windows = windows;
@@ -89,11 +107,11 @@ void norm_conv(const NormConvParams<T>& a, Product product, int threads) noexcep
       part.t = images;
       part.out += first * plain;
       part.add = a.add ? a.add + first * plain : nullptr;
-      norm(part, product, threads);
+      a.bare ? fold(part, threads) : norm(part, product, threads);
     } else {
       part.t += first * plain;
       part.out = images;
-      norm(part, product, threads);
+      a.bare ? pad(part, images, threads) : norm(part, product, threads);
       conv(convolution, threads);
     }
   }

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_conv import geo_conv_products
 from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.norm_conv import norm_conv_products
 from lsda_fast.kernels.norm_silu import norm_silu_products
@@ -135,6 +136,9 @@ def pointwise(x: Tensor, W: Tensor, bias: Tensor | None) -> Derivative:
 
 @derivative.register
 def _(module: GeoConv2d, x: Tensor) -> Derivative:
+    own = geo_conv_products(x, module.conv.weight, module.conv.bias, module.pad)
+    if own:
+        return Derivative(*own)
     dtype, low = x.dtype, module.conv.weight.dtype
     inner = derivative(module.conv, geo_pad(x.to(low), *module.pad))
     return Derivative(

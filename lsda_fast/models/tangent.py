@@ -78,8 +78,8 @@ class Increments:
         return F.unfold(geo_pad(dz, 1, self.periodic, self.poles), 3)
 
     def fit(self, patches: Tensor) -> Tensor:
-        """The weight (9 k, patch) of least squares, for what the increments became, (N, patch, h w)."""
-        return self.inverse @ patches.transpose(0, 1).flatten(1).T
+        """The weight (9 k, patch) of least squares, for what the increments became, (patch, N h w)."""
+        return self.inverse @ patches.T
 
 
 class PatchTangent:
@@ -112,7 +112,8 @@ class PatchTangent:
         dx = Linearization.of(decode, z, evaluations, "decoder").jvp(increments.z)
         self.shape = dx.shape[1], dx.shape[2], dx.shape[3]
         self.patch = dx.shape[2] // z.shape[2], dx.shape[3] // z.shape[3]
-        self.weight = increments.fit(F.unfold(dx, self.patch, stride=self.patch)).to(dtype or dx.dtype)
+        patches = dx.unflatten(3, (-1, self.patch[1])).unflatten(2, (-1, self.patch[0])).permute(1, 3, 5, 0, 2, 4)
+        self.weight = increments.fit(patches.flatten(0, 2).flatten(1)).to(dtype or dx.dtype)
 
     def decode(self, dz: Tensor) -> Tensor:
         """W * dz."""
