@@ -26,6 +26,7 @@ from torch import Tensor
 from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.demo import METHODS
+from lsda_fast.engine.footprint import even_chunk
 from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Derivative, Differentiable, Prior
 from lsda_fast.sampler import Sampler
@@ -62,7 +63,7 @@ def analysis(make: Callable[[], Prior], likelihood: Likelihood, members: int) ->
     guidance, steps = METHODS["LO-SDA"]
     begin = time.perf_counter()
     prior = make()
-    sampler = Sampler(guidance, steps=steps, block=min(members, 8))
+    sampler = Sampler(guidance, steps=steps, block=even_chunk(members, 16))
     z = sampler(prior, likelihood, members=members, seed=0).z
     seconds = time.perf_counter() - begin
     return seconds, torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
@@ -76,7 +77,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, nargs="+", default=(4, 16))
+    parser.add_argument("--members", type=int, nargs="+", default=(1, 4, 16))
     parser.add_argument("--fractions", type=float, nargs="+", default=(0.01, 0.05))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile too, minutes")

@@ -2,10 +2,11 @@
 
 ``norm_conv`` against ``norm_silu`` with its margins, torch's convolution and the sum, and against that convolution
 alone; ``shuffle_product`` against a matrix product and the copies of a pixel shuffle; ``zonal_product`` against batched
-matrix products, as ``models.zonal_whitening`` has them for other machines; ``restricted_step`` against torch
-expressions. Sizes and precisions are those of the built-in package's analysis. Every candidate takes its turn in every
-round; figures are medians, rates those of the matrix products alone over a product of two large matrices in the same
-run (``of_peak``).
+matrix products, as ``models.zonal_whitening`` has them for other machines; ``geo_conv`` against padding and torch's
+convolution; ``restricted_step`` against torch expressions, and ``restricted_solve``, ten iterations of the built-in
+analysis at 1 % of the columns, against the operations that it is made of. Sizes and precisions are those of the
+built-in package's analysis. Every candidate takes its turn in every round; figures are medians, rates those of the
+matrix products alone over a product of two large matrices in the same run (``of_peak``).
 
     python -m bench.products --threads 1 --clock cpu --output bench/results/products.jsonl
 """
@@ -13,6 +14,7 @@ run (``of_peak``).
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.cases.analysis import demo
 from bench.norms import rounds
 from lsda_fast import kernels
 from lsda_fast.demo import built_in_package
+from lsda_fast.guidance.krylov import restricted_cg
 from lsda_fast.kernels import native
+from lsda_fast.kernels.geo_conv import geo_conv_products
+from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.norm_conv import norm_conv_products
 from lsda_fast.kernels.norm_silu import norm_silu_products
 from lsda_fast.kernels.restricted_step import restricted_reference, restricted_step
 from lsda_fast.kernels.shuffle_product import shuffle_products
 from lsda_fast.models.zonal_whitening import ZonalWhitening
+from lsda_fast.prior import Linearization, observe
 
 GLOBE = (1, True, (True, True))
 Case = tuple[str, str, dict[str, Callable[[], Any]], float, torch.dtype]
@@ -61,6 +68,20 @@ def norm_conv(M: int, C: int, H: int, W: int) -> Iterator[Case]:
     for kind, (one, after_the_other, alone) in by_kind.items():
         calls = {"ours": one, "torch": after_the_other, "convolution alone": alone}
         yield "norm_conv", f"{M} x {C} x {H} x {W}, {kind}", calls, flops, torch.float32
+
+
+def conv(M: int, C: int, D: int, H: int, W: int) -> Iterator[Case]:
+    """The decoder's first layer."""
+    x, u, kernel = images(M, C, H, W), images(M, D, H, W), torch.randn(D, C, 3, 3) / (9 * C) ** 0.5
+    ours, weight = geo_conv_products(x, kernel, None, GLOBE), kernel.contiguous(memory_format=torch.channels_last)
+    assert ours is not None
+    by_kind: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "value": (lambda: ours[1](x), lambda: F.conv2d(geo_pad(x, *GLOBE), weight)),
+        "transpose": (lambda: ours[2](u), lambda: geo_fold(F.conv_transpose2d(u, weight), *GLOBE)),
+    }
+    for kind, (one, after_the_other) in by_kind.items():
+        calls = {"ours": one, "torch": after_the_other}
+        yield "geo_conv", f"{M} x {C} to {D} x {H} x {W}, {kind}", calls, 18.0 * M * H * W * C * D, torch.float32
 
 
 def shuffle(M: int, C: int, features: int, h: int, w: int, p: int) -> Iterator[Case]:
@@ -107,9 +128,26 @@ def restricted(M: int, P: int) -> Iterator[Case]:
     yield "restricted_step", f"{M} x {P} observations", calls, 0.0, torch.float64
 
 
+def solve(M: int) -> Iterator[Case]:
+    """All iterations among the observations."""
+    case = demo()
+    prior, likelihood = case.prior(fused=True), case.likelihood(0.01)
+    assert prior.tangent is not None
+    tangent = observe(prior.tangent(Counter()), likelihood.operator)
+    zero, b = (torch.zeros(1, *prior.latent_shape).double(), torch.randn(M, *prior.latent_shape).double())
+    near = Linearization.of(tangent, zero, Counter(), "tangent").scaled(likelihood.variance.rsqrt())
+    settings: dict[str, Any] = {"iterations": 10, "tolerance": 1e-2}
+    apart = lambda: restricted_cg(near.jvp, near.vjp, near.gram, b, **settings)  # noqa: E731
+    ours = lambda: restricted_cg(near.jvp, near.vjp, near.gram, b, solve=near.solve, **settings)  # noqa: E731
+    yield "restricted_solve", f"{M} x {len(likelihood.y)} observations", {"ours": ours, "torch": apart}, 0.0, b.dtype
+
+
 def cases() -> Iterator[Case]:
     """All of them."""
+    yield from solve(1)
     for M in (4, 16):
+        yield from solve(M)
+        yield from conv(M, 64, 96, 12, 24)
         yield from norm_conv(M, 32, 48, 96)
         yield from norm_conv(M, 96, 12, 24)
         yield from shuffle(M, 96, 32, 12, 24, 4)

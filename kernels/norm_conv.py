@@ -38,6 +38,7 @@ __all__ = [
     "filters",
     "flat_of",
     "image_of",
+    "kept_filters",
     "norm_conv_products",
     "run_native",
     "spread",
@@ -120,6 +121,11 @@ def both_filters(kernel: Tensor) -> tuple[Tensor, Tensor]:
     if version >= 0 and _get_current_dispatch_mode() is None:
         _FILTERS[kernel] = version, made
     return made
+
+
+def kept_filters(kernel: Tensor) -> tuple[Tensor, ...]:
+    """What is kept of a weight, if anything."""
+    return _FILTERS[kernel][1] if kernel in _FILTERS else ()
 
 
 def filters(kernel: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
 from lsda_fast.kernels.buckets import bucket
+from lsda_fast.kernels.norm_conv import kept_filters
 from lsda_fast.sampler import Sampler
 
 GUIDANCES = {
@@ -57,8 +58,8 @@ def test_a_block_reads_its_inputs_and_weights(tiny, name):
     case = assimilate._case(torch.zeros(package.layout.shape), torch.ones(1, 4), tiny.table(20))
     key = Key.of(0, [0, 1])
     known = [*sampler.inputs(case.prior, case.likelihood), key.members, key.seed]
-    known += [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
-    known += [case.prior.variance]
+    weights = [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
+    known += [*weights, *(t for weight in weights for t in kept_filters(weight)), case.prior.variance]
     with torch.no_grad(), Watch(torch.device("cpu")) as watch:
         sampler.block_of(case.prior, case.likelihood, key)
     storages = {t.untyped_storage().data_ptr() for t in known}

@@ -10,8 +10,9 @@ from bench.cases.table import CASES
 from lsda_fast import kernels
 from lsda_fast.guidance.krylov import cg, normal, restricted_cg
 from lsda_fast.kernels import norm_conv as convolution
+from lsda_fast.kernels.geo_conv import ADJOINT, CONV, geo_conv_products
 from lsda_fast.kernels.geo_pad import geo_pad
-from lsda_fast.kernels.norm_conv import norm_conv_products
+from lsda_fast.kernels.norm_conv import kept_filters, norm_conv_products
 from lsda_fast.kernels.packed import packed
 from lsda_fast.kernels.restricted_solve import SOLVE
 from lsda_fast.kernels.zonal_product import ZONAL
@@ -71,9 +72,35 @@ def test_one_member_serves_any_number_of_directions(checks):
     torch.testing.assert_close(vjp(u, v), torch.cat([vjp(s[None], t[None]) for s, t in zip(u, v)]), rtol=0, atol=0)
 
 
+def test_a_weight_that_changes_is_laid_out_again(checks):
+    checks.isas()
+    x, kernel = draw(2, 16, 4, 6), draw(32, 16, 3, 3, seed=1)
+    first = geo_conv_products(x, kernel, None, GLOBE)
+    kept = kept_filters(kernel)
+    assert len(kept) == 2
+    geo_conv_products(x, kernel, None, GLOBE)
+    assert all(one is other for one, other in zip(kept_filters(kernel), kept))
+    kernel.mul_(2)
+    second, u = geo_conv_products(x, kernel, None, GLOBE), draw(2, 32, 4, 6, seed=2)
+    torch.testing.assert_close(second[0], 2 * first[0])
+    torch.testing.assert_close(second[2](u), 2 * first[2](u))
+
+
+def test_a_convolution_alone_is_torchs_with_its_margins(checks):
+    checks.isas()
+    x, kernel, shift = draw(2, 16, 5, 8), draw(32, 16, 3, 3, seed=1), draw(32, seed=2)
+    v, u = draw(2, 16, 5, 8, seed=3), draw(2, 32, 5, 8, seed=4)
+    value, jvp, vjp = geo_conv_products(x, kernel, shift, GLOBE)
+    expected, pull = torch.func.vjp(lambda x: F.conv2d(geo_pad(x, *GLOBE), kernel, shift), x)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(vjp(u), pull(u)[0])
+    torch.testing.assert_close(jvp(v), F.conv2d(geo_pad(v, *GLOBE), kernel))
+
+
 @pytest.mark.parametrize(
     ("operation", "labels"),
     [
+        *((f"geo_conv{product}", ("the globe", "even rows and columns")) for product in ("", "_adjoint")),
         *((f"norm_conv{product}", ("the globe", "even rows and columns")) for product in ("", "_jvp", "_vjp")),
         ("zonal_product", ("a matrix", "many members")),
         ("restricted_solve", ("a few", "more than a block")),
@@ -100,6 +127,8 @@ def test_registration(checks):
     # V V' + 1 of 4 columns in 3 wavenumbers, 2 rows and 16 channels.
     transform, V = draw(6, 4), draw(3, 32, 16)
     matrices = [transform, transform.T.contiguous(), packed(V), draw(3, 16) * 0 + 1, packed(V.mT), draw(3, 32) * 0 + 1]
+    torch.library.opcheck(CONV.op, (flat, forward, shift, image), test_utils=quick)
+    torch.library.opcheck(ADJOINT.op, (y, backward, image), test_utils=quick)
     found = observed_surrogate()[0]._derivative.gram.solve.__self__
     numbers = (draw(3, 37), *torch.tensor([[99.0] * 3, [0.0] * 3]).double(), draw(3, 37, seed=1), 0.5, 3)
     parts = (*found.plan.arguments, found.head.weight, found.head.layout, found.square)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.watch import Watch, values_aside
 from lsda_fast.guidance import Likelihood
+from lsda_fast.kernels.norm_conv import kept_filters
 from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
@@ -95,6 +96,7 @@ def state_bytes(prior: Prior, members: int) -> int:
 def weight_bytes(package: Package) -> int:
     """Bytes of all networks of a package, and of what is kept with them for all analyses."""
     tensors: list[Tensor] = [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
+    tensors += [t for weight in tensors for t in kept_filters(weight)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()) + sum(getattr(m, "kept_bytes", 0) for m in package.modules.values())
 

@@ -80,6 +80,26 @@ void norm_convolution(int64_t images, int64_t channels, int64_t filters, lsda::F
     backward += static_cast<double>(v[i]) * (vjp[i] - (added ? static_cast<double>(less[i]) : 0.0));
   }
   expect(within<T>(forward, backward, 8 * sum), "the products of norm_conv");
+  // Without a norm: of padded images, and its transpose.
+  lsda::NormConvParams<T> p = {};
+  p.norm = {vjp.get(),          nullptr, v.get(), nullptr, nullptr, nullptr, images, images, 1, channels, f, 0.0,
+            lsda::Layout::last, false};
+  p.out = y.get();
+  p.weight = ahead.data.get();
+  p.filters = filters;
+  p.scratch = scratch.get();
+  p.bare = true;
+  lsda::cpu::norm_conv(p, lsda::Product::jvp, threads);
+  p.u = u.get();
+  p.weight = back.data.get();
+  lsda::cpu::norm_conv(p, lsda::Product::vjp, threads);
+  forward = backward = sum = 0;
+  for (int64_t i = 0; i < made; ++i) {
+    forward += static_cast<double>(u[i]) * y[i];
+    sum += std::abs(static_cast<double>(u[i]) * y[i]);
+  }
+  for (int64_t i = 0; i < size; ++i) backward += static_cast<double>(v[i]) * vjp[i];
+  expect(within<T>(forward, backward, 8 * sum), "the transpose of geo_conv");
 }
 
 // A symmetric one: its products are their own transpose. Its transforms are any matrices.
