@@ -26,7 +26,6 @@ from torch import Tensor
 from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.demo import METHODS
-from lsda_fast.engine.footprint import even_chunk
 from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Derivative, Differentiable, Prior
 from lsda_fast.sampler import Sampler
@@ -63,7 +62,7 @@ def analysis(make: Callable[[], Prior], likelihood: Likelihood, members: int) ->
     guidance, steps = METHODS["LO-SDA"]
     begin = time.perf_counter()
     prior = make()
-    sampler = Sampler(guidance, steps=steps, block=even_chunk(members, 16))
+    sampler = Sampler(guidance, steps=steps)
     z = sampler(prior, likelihood, members=members, seed=0).z
     seconds = time.perf_counter() - begin
     return seconds, torch.cat([prior.decode(block) for block in z.split(4)]).numpy()

@@ -23,6 +23,7 @@ from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
 from lsda_fast.kernels.buckets import bucket
 from lsda_fast.kernels.robust import Robust, check
 from lsda_fast.likelihood import likelihood_of
+from lsda_fast.members import TOGETHER
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
 from lsda_fast.observations.columns import default_std
 from lsda_fast.observations.units import Conversion, to_si
@@ -123,9 +124,6 @@ class Assimilation:
         self.robust = check(robust)
         self.backend = choose_backend(backend, package)
         self.precision = choose_precision(precision, package, self.backend)
-        free_block = block is None
-        if block is None:
-            block = self._default_block
         self.sampler = Sampler(
             LatentOptimization(prior_covariance=self.prior_covariance(package)) if guidance is None else guidance,
             solver=solver,
@@ -136,7 +134,9 @@ class Assimilation:
             corrector=corrector,
             block=block,
         )
-        self.engine = Engine(package, self.sampler, self.backend, free_block=free_block)
+        self.engine = Engine(
+            package, self.sampler, self.backend, largest=self._largest_block if block is None else None
+        )
 
     @staticmethod
     def prior_covariance(package: Package) -> str:
@@ -144,8 +144,8 @@ class Assimilation:
         return "isotropic"
 
     @property
-    def _default_block(self) -> int:
-        return 16 if math.prod(self.package.layout.shape) <= 2**18 else 4
+    def _largest_block(self) -> int:
+        return TOGETHER if math.prod(self.package.layout.shape) <= 2**18 else 4
 
     def _padded(self, observed: Likelihood) -> Likelihood:
         """Filled up to a bucket where blocks are captured as graphs."""

@@ -1,4 +1,4 @@
-"""Which members are asked for, and the ensemble of them shifted on the average of its conditional means.
+"""Which members are asked for, how many go together, and their ensemble shifted on the average of its means.
 
 Where a guidance knows E[z | z_t, y] of every member, their average carries little sampling noise. The pairs' scale
 makes the usual sample variance, with M - 1 below it, unbiased.
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 
-__all__ = ["in_pairs", "member_numbers", "recentred"]
+__all__ = ["TOGETHER", "even_chunk", "in_pairs", "member_numbers", "recentred"]
 
 MOST = 1_000_000
+TOGETHER = 16  # members that go through the networks together, at most, where nothing else is said
 
 
 def member_numbers(members: int | Sequence[int]) -> list[int]:
@@ -34,6 +35,11 @@ def member_numbers(members: int | Sequence[int]) -> list[int]:
             f"members = {members}; accepted: a number from 1 to {MOST}, or different member numbers below 2**32"
         )
     return ids
+
+
+def even_chunk(members: int, largest: int) -> int:
+    """Members of a block: as few blocks as ``largest`` allows, none larger than it has to be."""
+    return -(-members // -(-members // largest))
 
 
 def recentred(z: Tensor, means: Sequence[Tensor], members: Sequence[int], *, antithetic: bool) -> Tensor:

@@ -24,7 +24,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.diffusion.solvers import Langevin, Solver, get_solver
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance.base import STREAMS, Context, Estimate, Guidance, Likelihood
-from lsda_fast.members import in_pairs, member_numbers, recentred
+from lsda_fast.members import TOGETHER, even_chunk, in_pairs, member_numbers, recentred
 from lsda_fast.prior import Prior
 
 __all__ = ["Sampler", "Samples", "Step"]
@@ -81,8 +81,9 @@ class Sampler:
         Time of the end, see ``Schedule.levels``.
     spacing : {"auto", "time", "log_rho"}
     corrector : Langevin, optional
-    block : int
-        Members that go through the networks together.
+    block : int, optional
+        Members that go through the networks together, in places of their own: part of what fixes a member's bits. When
+        not given, those asked for are parted evenly, at most 16 together, and agree up to rounding with any others.
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class Sampler:
         stop: float | None = None,
         spacing: str = "auto",
         corrector: Langevin | None = None,
-        block: int = 8,
+        block: int | None = None,
     ) -> None:
-        if block < 1:
+        if block is not None and block < 1:
             raise InputError(f"block = {block}; accepted is a whole number of at least 1")
         self.guidance = guidance
         if getattr(guidance, "randomize", False) and get_solver(solver if solver != "auto" else guidance.solver).smooth:
@@ -166,15 +167,16 @@ class Sampler:
         prior.evaluations.clear()
         self.guidance.prepare(prior, likelihood)
         results: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for block in sorted({member // self.block for member in ids}):
-            numbers = tuple(range(block * self.block, (block + 1) * self.block))
+        size = self.chunk(len(ids))
+        for block in sorted({member // size for member in ids}):
+            numbers = tuple(range(block * size, (block + 1) * size))
             key = Key.of(seed, numbers, antithetic=self.guidance.antithetic, device=prior.device)
             if run is None:
                 told = on_step and partial(_tell, on_step, numbers)
                 estimate = self.block_of(prior, likelihood, key, on_level=told)
             else:
                 estimate = run(prior, likelihood, key)
-            means = [None] * self.block if estimate.mean is None else list(estimate.mean)
+            means = [None] * size if estimate.mean is None else list(estimate.mean)
             results.update(zip(numbers, zip(estimate.z0, means)))
         z = torch.stack([results[member][0] for member in ids])
         bad = [member for member, value in zip(ids, z) if not torch.isfinite(value).all()]
@@ -188,6 +190,10 @@ class Sampler:
             z = recentred(z, means, ids, antithetic=self.guidance.antithetic)
             return Samples(z, ids, Counter(prior.evaluations), f"recentred {pairs}".strip())
         return Samples(z, ids, Counter(prior.evaluations), pairs or "independent")
+
+    def chunk(self, members: int) -> int:
+        """How many of so many members go through the networks together."""
+        return self.block or even_chunk(members, TOGETHER)
 
     def inputs(self, prior: Prior, likelihood: Likelihood) -> list[Tensor]:
         """The tensors of one analysis that a block reads, once it is prepared, in an order of their own.

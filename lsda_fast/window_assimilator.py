@@ -137,7 +137,7 @@ class WindowAssimilator(Assimilation):
         return "stationary" if "trajectory" in package.modules else "isotropic"
 
     @property
-    def _default_block(self) -> int:
+    def _largest_block(self) -> int:
         return 1
 
     def _case(

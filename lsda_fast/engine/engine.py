@@ -10,7 +10,6 @@ from lsda_fast.engine.backend import Backend
 from lsda_fast.engine.footprint import (
     Footprint,
     choose_chunk,
-    even_chunk,
     footprint,
     free_memory,
     state_bytes,
@@ -21,7 +20,7 @@ from lsda_fast.engine.graphs import CudaRecorder, Execution, Graphs, choose_exec
 from lsda_fast.engine.plan import Plan
 from lsda_fast.engine.watch import Watch
 from lsda_fast.guidance import Likelihood
-from lsda_fast.members import member_numbers
+from lsda_fast.members import even_chunk, member_numbers
 from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler, Samples, Step
@@ -37,9 +36,9 @@ class Engine:
     package : Package
     sampler : Sampler
     backend : Backend
-    free_block : bool
-        Whether blocks are as large as the members asked for make worthwhile: on a CPU at most the sampler's, on a GPU
-        as memory allows.
+    largest : int, optional
+        Where it is given, blocks are as large as the members asked for make worthwhile: on a CPU at most this, on a GPU
+        as memory allows. Else they are the sampler's.
 
     Attributes
     ----------
@@ -48,9 +47,9 @@ class Engine:
         graphs to be of use again.
     """
 
-    def __init__(self, package: Package, sampler: Sampler, backend: Backend, *, free_block: bool = False) -> None:
+    def __init__(self, package: Package, sampler: Sampler, backend: Backend, *, largest: int | None = None) -> None:
         self._package, self._sampler, self._backend = package, sampler, backend
-        self._free, self._by_memory = free_block, free_block and package.device.type == "cuda"
+        self._largest, self._by_memory = largest, largest is not None and package.device.type == "cuda"
         self._footprints: dict[tuple, Footprint] = {}
         self._execution = choose_execution(backend, package.device, sampler.guidance)
         self.graphs = Graphs(sampler, CudaRecorder()) if self._execution.name == "graph" else None
@@ -79,7 +78,7 @@ class Engine:
         run = None if on_step else self.graphs
         samples = sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step, run=run)
         samples.evaluations.update(prepared)
-        return samples, sampler.block
+        return samples, sampler.chunk(len(samples.members))
 
     @torch.no_grad()
     def plan(
@@ -101,7 +100,8 @@ class Engine:
             with Watch(device) as watch:
                 prior, likelihood, size = prepared()
             sampler = self._sized(prior, likelihood, members)
-            one = self._footprint(prior, likelihood, sampler.block)
+            chunk = sampler.chunk(len(numbers))
+            one = self._footprint(prior, likelihood, chunk)
             return Plan.of(
                 self._backend,
                 self.execution,
@@ -110,13 +110,13 @@ class Engine:
                 members=len(numbers),
                 observations=size,
                 levels=len(sampler.levels(prior)),
-                chunk=sampler.block,
-                evaluations=total(one.evaluations, prior.evaluations, sampler.block, numbers),
+                chunk=chunk,
+                evaluations=total(one.evaluations, prior.evaluations, chunk, numbers),
                 exact=sampler.guidance.exact,
                 weights=weight_bytes(self._package),
                 preparation=watch.peak,
                 kept=watch.live,
-                block=one.block(sampler.block),
+                block=one.block(chunk),
                 states=state_bytes(prior, len(numbers)),
             )
 
@@ -130,12 +130,12 @@ class Engine:
 
     def _sized(self, prior: Prior, likelihood: Likelihood, members: int | Sequence[int]) -> Sampler:
         """The sampler with the size of block that these members are to have."""
-        if not self._free:
+        if self._largest is None:
             return self._sampler
         sampler, count = copy(self._sampler), len(member_numbers(members))
         if self._by_memory:
-            one = self._footprint(prior, likelihood, sampler.block)
+            one = self._footprint(prior, likelihood, count)
             sampler.block = choose_chunk(one, count, free_memory(self._package.device))
         else:
-            sampler.block = even_chunk(count, sampler.block)
+            sampler.block = even_chunk(count, self._largest)
         return sampler

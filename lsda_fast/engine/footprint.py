@@ -24,7 +24,6 @@ from lsda_fast.sampler import Sampler
 __all__ = [
     "Footprint",
     "choose_chunk",
-    "even_chunk",
     "footprint",
     "free_memory",
     "state_bytes",
@@ -117,8 +116,3 @@ def choose_chunk(one: Footprint, members: int, free: int) -> int:
     while chunk > 1 and one.block(chunk) > _SHARE * free:
         chunk //= 2
     return chunk
-
-
-def even_chunk(members: int, largest: int) -> int:
-    """Members of a block: as few blocks as ``largest`` allows, none larger than it has to be."""
-    return -(-members // -(-members // largest))
