@@ -78,7 +78,7 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
     total = sum(parts.values())
     parts["python"] = max(0.0, under_profiler - total)
     whole = sum(parts.values())
-    levels = steps * -(-members // sampler.chunk(members))
+    levels = steps * -(-members // sampler.chunk(case.prior(), members))
     return {
         "seconds": round(seconds, 3),
         "shares": {name: round(value / whole, 3) for name, value in parts.most_common()},

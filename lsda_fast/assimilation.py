@@ -4,7 +4,6 @@ The observation operator is built from the table, R is each observation's error 
 representativeness. Nothing disappears: every observation is used, or listed with the reason why not.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
 from lsda_fast.kernels.buckets import bucket
 from lsda_fast.kernels.robust import Robust, check
 from lsda_fast.likelihood import likelihood_of
-from lsda_fast.members import TOGETHER
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
 from lsda_fast.observations.columns import default_std
 from lsda_fast.observations.units import Conversion, to_si
@@ -72,9 +70,8 @@ class Assimilation:
     solver, steps, start, stop, spacing, corrector
         As for ``Sampler``.
     block : int, optional
-        Members that go through the networks together, whatever is asked for: part of what fixes a member's bits. When
-        not given, the members asked for are parted evenly, on a CPU into blocks of at most 16 (4 where states have more
-        than a quarter of a million values); on a GPU by free memory. Values then agree up to rounding (``plan``).
+        Members that go through the networks together, see ``Sampler``; on a GPU, when not given, from members and free
+        memory (``plan``).
     correction : bool
         The learned denoiser, or (False, whitened packages) the linear-Gaussian prior alone: 3D-Var in the latent.
     representativeness : bool
@@ -134,18 +131,12 @@ class Assimilation:
             corrector=corrector,
             block=block,
         )
-        self.engine = Engine(
-            package, self.sampler, self.backend, largest=self._largest_block if block is None else None
-        )
+        self.engine = Engine(package, self.sampler, self.backend, by_memory=block is None)
 
     @staticmethod
     def prior_covariance(package: Package) -> str:
         """C_t by name, for ``LatentOptimization`` when none is asked for."""
         return "isotropic"
-
-    @property
-    def _largest_block(self) -> int:
-        return TOGETHER if math.prod(self.package.layout.shape) <= 2**18 else 4
 
     def _padded(self, observed: Likelihood) -> Likelihood:
         """Filled up to a bucket where blocks are captured as graphs."""

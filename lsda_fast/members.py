@@ -12,10 +12,11 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 
-__all__ = ["TOGETHER", "even_chunk", "in_pairs", "member_numbers", "recentred"]
+__all__ = ["even_chunk", "in_pairs", "member_numbers", "recentred"]
 
 MOST = 1_000_000
-TOGETHER = 16  # members that go through the networks together, at most, where nothing else is said
+# Members that go through the networks together, and latents of theirs, at most, where nothing else is said.
+_TOGETHER, _LATENTS = 16, 2**19
 
 
 def member_numbers(members: int | Sequence[int]) -> list[int]:
@@ -37,8 +38,9 @@ def member_numbers(members: int | Sequence[int]) -> list[int]:
     return ids
 
 
-def even_chunk(members: int, largest: int) -> int:
-    """Members of a block: as few blocks as ``largest`` allows, none larger than it has to be."""
+def even_chunk(members: int, latents: int) -> int:
+    """How many of so many members, with so many latents each, go through the networks together: in even parts."""
+    largest = max(1, min(_TOGETHER, _LATENTS // latents))
     return -(-members // -(-members // largest))
 
 

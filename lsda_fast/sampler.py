@@ -9,6 +9,7 @@ A block (``Sampler.block_of``) is one function of tensors with static shapes (``
 noise): it asks nothing of the host, so that it can be planned without values and captured as a CUDA graph (``engine``).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.diffusion.solvers import Langevin, Solver, get_solver
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance.base import STREAMS, Context, Estimate, Guidance, Likelihood
-from lsda_fast.members import TOGETHER, even_chunk, in_pairs, member_numbers, recentred
+from lsda_fast.members import even_chunk, in_pairs, member_numbers, recentred
 from lsda_fast.prior import Prior
 
 __all__ = ["Sampler", "Samples", "Step"]
@@ -83,7 +84,8 @@ class Sampler:
     corrector : Langevin, optional
     block : int, optional
         Members that go through the networks together, in places of their own: part of what fixes a member's bits. When
-        not given, those asked for are parted evenly, at most 16 together, and agree up to rounding with any others.
+        not given, those asked for are parted evenly, at most 16 together, fewer of large latents, and agree up to
+        rounding with any others.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class Sampler:
         prior.evaluations.clear()
         self.guidance.prepare(prior, likelihood)
         results: dict[int, tuple[Tensor, Tensor | None]] = {}
-        size = self.chunk(len(ids))
+        size = self.chunk(prior, len(ids))
         for block in sorted({member // size for member in ids}):
             numbers = tuple(range(block * size, (block + 1) * size))
             key = Key.of(seed, numbers, antithetic=self.guidance.antithetic, device=prior.device)
@@ -191,9 +193,9 @@ class Sampler:
             return Samples(z, ids, Counter(prior.evaluations), f"recentred {pairs}".strip())
         return Samples(z, ids, Counter(prior.evaluations), pairs or "independent")
 
-    def chunk(self, members: int) -> int:
+    def chunk(self, prior: Prior, members: int) -> int:
         """How many of so many members go through the networks together."""
-        return self.block or even_chunk(members, TOGETHER)
+        return self.block or even_chunk(members, math.prod(prior.latent_shape))
 
     def inputs(self, prior: Prior, likelihood: Likelihood) -> list[Tensor]:
         """The tensors of one analysis that a block reads, once it is prepared, in an order of their own.

@@ -36,7 +36,7 @@ Period = tuple[str, str]
 class WindowAssimilator(Assimilation):
     """Assimilate observations of a window with a package that has a prior of trajectories.
 
-    Settings as for ``Assimilation``; blocks are of one member when ``block`` is not given, except on a GPU.
+    Settings as for ``Assimilation``.
     """
 
     def __call__(
@@ -135,10 +135,6 @@ class WindowAssimilator(Assimilation):
     def prior_covariance(package: Package) -> str:
         """The covariance in space and time, where the package has it: it carries what is observed to other times."""
         return "stationary" if "trajectory" in package.modules else "isotropic"
-
-    @property
-    def _largest_block(self) -> int:
-        return 1
 
     def _case(
         self,

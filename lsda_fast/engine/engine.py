@@ -20,7 +20,7 @@ from lsda_fast.engine.graphs import CudaRecorder, Execution, Graphs, choose_exec
 from lsda_fast.engine.plan import Plan
 from lsda_fast.engine.watch import Watch
 from lsda_fast.guidance import Likelihood
-from lsda_fast.members import even_chunk, member_numbers
+from lsda_fast.members import member_numbers
 from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler, Samples, Step
@@ -36,9 +36,8 @@ class Engine:
     package : Package
     sampler : Sampler
     backend : Backend
-    largest : int, optional
-        Where it is given, blocks are as large as the members asked for make worthwhile: on a CPU at most this, on a GPU
-        as memory allows. Else they are the sampler's.
+    by_memory : bool
+        Whether blocks on a GPU are as large as members and memory make worthwhile, instead of the sampler's.
 
     Attributes
     ----------
@@ -47,9 +46,9 @@ class Engine:
         graphs to be of use again.
     """
 
-    def __init__(self, package: Package, sampler: Sampler, backend: Backend, *, largest: int | None = None) -> None:
+    def __init__(self, package: Package, sampler: Sampler, backend: Backend, *, by_memory: bool = False) -> None:
         self._package, self._sampler, self._backend = package, sampler, backend
-        self._largest, self._by_memory = largest, largest is not None and package.device.type == "cuda"
+        self._by_memory = by_memory and package.device.type == "cuda"
         self._footprints: dict[tuple, Footprint] = {}
         self._execution = choose_execution(backend, package.device, sampler.guidance)
         self.graphs = Graphs(sampler, CudaRecorder()) if self._execution.name == "graph" else None
@@ -78,7 +77,7 @@ class Engine:
         run = None if on_step else self.graphs
         samples = sampler(prior, likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step, run=run)
         samples.evaluations.update(prepared)
-        return samples, sampler.chunk(len(samples.members))
+        return samples, sampler.chunk(prior, len(samples.members))
 
     @torch.no_grad()
     def plan(
@@ -100,7 +99,7 @@ class Engine:
             with Watch(device) as watch:
                 prior, likelihood, size = prepared()
             sampler = self._sized(prior, likelihood, members)
-            chunk = sampler.chunk(len(numbers))
+            chunk = sampler.chunk(prior, len(numbers))
             one = self._footprint(prior, likelihood, chunk)
             return Plan.of(
                 self._backend,
@@ -130,12 +129,9 @@ class Engine:
 
     def _sized(self, prior: Prior, likelihood: Likelihood, members: int | Sequence[int]) -> Sampler:
         """The sampler with the size of block that these members are to have."""
-        if self._largest is None:
+        if not self._by_memory:
             return self._sampler
         sampler, count = copy(self._sampler), len(member_numbers(members))
-        if self._by_memory:
-            one = self._footprint(prior, likelihood, count)
-            sampler.block = choose_chunk(one, count, free_memory(self._package.device))
-        else:
-            sampler.block = even_chunk(count, self._largest)
+        one = self._footprint(prior, likelihood, count)
+        sampler.block = choose_chunk(one, count, free_memory(self._package.device))
         return sampler
