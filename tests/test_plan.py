@@ -9,6 +9,7 @@ from lsda_fast.engine import engine
 from lsda_fast.engine.footprint import Footprint, choose_chunk
 from lsda_fast.engine.watch import Watch
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
+from lsda_fast.members import even_chunk
 
 PRECONDITIONED = LatentOptimization(GaussNewton(outer=1, cg=2, halvings=1, precondition=2))
 CASES = {
@@ -91,6 +92,11 @@ def test_a_chunk_holds_the_members_or_what_memory_allows():
     assert [choose_chunk(one, members, 10**9) for members in (1, 2, 3, 8, 500)] == [1, 2, 4, 8, 64]
     assert choose_chunk(one, 500, 2000) == 8
     assert choose_chunk(one, 500, 0) == 1
+
+
+def test_chunks_are_even_and_smaller_of_large_latents():
+    assert [even_chunk(members, 1000) for members in (1, 16, 17, 20, 40)] == [1, 16, 9, 10, 14]
+    assert [even_chunk(8, latents) for latents in (2**16, 2**17, 2**18, 2**19, 2**24)] == [8, 4, 2, 1, 1]
 
 
 def test_on_a_gpu_the_chunk_follows_members_and_memory(tiny, monkeypatch):

@@ -236,7 +236,7 @@ def test_the_plan_counts_the_evaluations() -> None:
     run = WindowAssimilator(independent_package(), LatentOptimization(GaussNewton(outer=1, cg=2, halvings=0)), steps=2)
     observations = Observations.from_frame(stations())
     plan = run.plan(observations=observations, window=WINDOW, members=2)
-    assert (plan.observations, plan.chunk) == (24, 1)
+    assert (plan.observations, plan.chunk) == (24, 2)
     assert dict(plan.evaluations) == dict(run(observations, window=WINDOW, members=2).evaluations)
 
 
