@@ -278,6 +278,8 @@ class Linearization:
         elif square is not None:
             both = lambda u: jvp(square(vjp(u)))  # noqa: E731
         derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)), both)
+        if isinstance(half, Scaling):  # of the values, which are fewer as a rule
+            derivative = Derivative(value, lambda v: half(jvp(v)), lambda u: vjp(half(u)), both)
         return Linearization(derivative, self._evaluations, self._name, slope=self.slope, cost=self._cost)
 
     def scaled(self, slope: Tensor | float) -> "Linearization":

@@ -142,7 +142,7 @@ def restricted_cg(
     x = solve(f, rr, limit, iterations) if solve else None
     if x is None:
         x = _restricted(lambda w: gram(w.to(b)).double(), f, rr, limit, iterations)
-    return adjoint(x[:, :-1].to(b)) + per_member(x[:, -1].to(b), b) * b
+    return torch.addcmul(adjoint(x[:, :-1].to(b)), per_member(x[:, -1].to(b), b), b)
 
 
 def _restricted(gram: Operator, f: Tensor, rr: Tensor, limit: Tensor, iterations: int) -> Tensor:
@@ -164,14 +164,14 @@ def _flexible(A: Quadratic, b: Tensor, x: Tensor, limit: Tensor, iterations: int
         pAp, product = A(p)
         going = squared_norm(r) > limit
         step = _length(rz, pAp, going)
-        x = x + per_member(step, x) * p
+        x = torch.addcmul(x, per_member(step, x), p)
         if not left:
             break
-        previous, r = r, r - per_member(step, r) * product()
+        previous, r = r, torch.addcmul(r, per_member(-step, r), product())
         z = precondition(r)
         turn = dot(r - previous, z) / rz.clamp_min(1e-38)
         going = step > 0
-        p = torch.where(per_member(going, p), z + per_member(turn, p) * p, p)
+        p = torch.where(per_member(going, p), torch.addcmul(z, per_member(turn, p), p), p)
         rz = torch.where(going, dot(r, z), rz)
     return x
 
