@@ -22,17 +22,26 @@ __all__ = [
     "EigenCovariance",
     "Gram",
     "Linearization",
+    "OfTimes",
     "Prior",
     "Scaling",
+    "ToTimes",
     "observe",
+    "sloped",
 ]
+
+
+Product = Callable[[Tensor], Tensor]
 
 
 class Covariance(Protocol):
     """A symmetric positive covariance S of latents, known by its eigenvalues s."""
 
     def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """f(S) v for v (M, *latent), ``function`` of tensors of eigenvalues, element by element."""
+        """f(S) v for v (M, *latent), ``function`` of tensors of eigenvalues, element by element.
+
+        One that has a method ``of``, ``function`` -> f(S), is asked for products so.
+        """
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,42 @@ class Derivative(NamedTuple):
             return torch.func.jvp(function, (at,), (v.contiguous(),))[1]
 
         return cls(pair[0], jvp, lambda u: pair[1](u)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class OfTimes:
+    """v (M, T, ...) -> inner(v[:, times]), linear."""
+
+    times: Tensor
+    inner: Callable[[Tensor], Tensor]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """The product."""
+        return self.inner(v[:, self.times])
+
+
+@dataclass(frozen=True, eq=False)
+class ToTimes:
+    """u -> (M, T, ...), inner(u) at the times and 0 at others, linear."""
+
+    times: Tensor
+    length: int
+    inner: Callable[[Tensor], Tensor]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The product."""
+        v = self.inner(u)
+        return v.new_zeros(len(v), self.length, *v.shape[2:]).index_copy(1, self.times, v)
+
+
+def sloped(jvp: Product, vjp: Product, slope: Tensor | float) -> tuple[Product, Product]:
+    """v -> slope J v and u -> J'(slope u), of some times where J is."""
+    of, to = (f.inner if isinstance(f, OfTimes | ToTimes) else f for f in (jvp, vjp))
+    left, right = lambda v: slope * of(v), lambda u: to(slope * u)
+    return (
+        replace(jvp, inner=left) if isinstance(jvp, OfTimes) else left,
+        replace(vjp, inner=right) if isinstance(vjp, ToTimes) else right,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,9 +322,17 @@ class Linearization:
             both = replace(own, factor=own.factor * half.factor**2)
         elif square is not None:
             both = lambda u: jvp(square(vjp(u)))  # noqa: E731
-        derivative = Derivative(value, lambda v: jvp(half(v)), lambda u: half(vjp(u)), both)
+        to, back = (lambda v: jvp(half(v))), (lambda u: half(vjp(u)))
+        between: Any = getattr(half, "between", None)
         if isinstance(half, Scaling):  # of the values, which are fewer as a rule
-            derivative = Derivative(value, lambda v: half(jvp(v)), lambda u: vjp(half(u)), both)
+            to, back = (lambda v: half(jvp(v))), (lambda u: vjp(half(u)))
+        elif between and isinstance(jvp, OfTimes) and isinstance(vjp, ToTimes):
+            of, to_times, times = jvp.inner, vjp.inner, jvp.times
+            whole: Any = square
+            to, back = (lambda v: of(between(v, None, times))), (lambda u: between(to_times(u), times, None))
+            if both is not None and hasattr(whole, "between"):
+                both = lambda u: of(whole.between(to_times(u), times, times))  # noqa: E731
+        derivative = Derivative(value, to, back, both)
         return Linearization(derivative, self._evaluations, self._name, slope=self.slope, cost=self._cost)
 
     def scaled(self, slope: Tensor | float) -> "Linearization":
@@ -289,7 +342,7 @@ class Linearization:
         if gram is not None:
             own = _as_gram(gram)
             both = replace(own, slope=slope * own.slope)
-        derivative = Derivative(slope * value, lambda v: slope * jvp(v), lambda u: vjp(slope * u), both)
+        derivative = Derivative(slope * value, *sloped(jvp, vjp, slope), both)
         return Linearization(derivative, self._evaluations, self._name, slope=slope * self.slope)
 
     def jacobian(self) -> Tensor:

@@ -46,6 +46,21 @@ def test_covariance_is_positive_consistent_and_its_functions_are_matrix_function
     torch.testing.assert_close(model.covariance(T).spread(rho2), torch.stack(left).sqrt())
 
 
+def test_a_function_from_some_times_to_some_is_a_block_of_the_whole(fitted):
+    T, S = 6, fitted[0].covariance(6)
+    root = lambda s: (s / (s + 0.3)).sqrt()  # noqa: E731
+    f, g = S.of(root), torch.Generator().manual_seed(0)
+    v = torch.randn(2, T, *SHAPE, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(f(v), S.apply(v, root))
+    given, wanted = torch.tensor([1, 4]), torch.tensor([0, 4, 5])
+    alone = torch.zeros_like(v).index_copy(1, given, v[:, given])
+    whole = S.apply(alone, root)
+    for _ in range(2):  # the second time with what the first has made
+        torch.testing.assert_close(f.between(v[:, given], given, wanted), whole[:, wanted])
+        torch.testing.assert_close(f.between(v[:, given], given), whole)
+        torch.testing.assert_close(f.between(v, None, wanted), S.apply(v, root)[:, wanted])
+
+
 def test_units_are_what_the_modes_leave():
     """Numbers of unlike noise: the rest is alike in their units, and the covariance is theirs."""
     generator = torch.Generator().manual_seed(3)

@@ -1,5 +1,7 @@
 """Priors of trajectories from a package: their posterior, what it is composed of, and their files."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from lsda_fast.models import (
 from lsda_fast.observations.affine import SparseAffine
 from lsda_fast.package import Architecture, Package
 from lsda_fast.package.trajectory_decoder import TrajectoryDecoder
-from lsda_fast.prior import Derivative
+from lsda_fast.prior import Derivative, Linearization
 from lsda_fast.sampler import Sampler
 from lsda_fast.trajectory import Window
 from tests.travelling_waves import SHAPE, dense, waves
@@ -172,6 +174,7 @@ def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(c
     linear = {"shape": shape, "latent_channels": 5, "patch": (2, 2)}
     model = StationaryTrajectories(latent).double()
     model.std.uniform_(0.5, 2.0)
+    model.lag_real[..., 1], model.rest_real[..., 1] = 0.4, -0.3
     autoencoder = ResidualAutoencoder(linear, residual | {"fine_width": 8}).double().requires_grad_(False)
     T, P = 6, 12
     index = torch.randint(2 * 96, (P, 3)) + 96 * torch.tensor([1, 4]).repeat(P // 2)[:, None]
@@ -200,6 +203,17 @@ def test_stencils_see_trajectories_through_the_heads_as_they_do_through_states(c
     )
     torch.testing.assert_close(departures, 2.0 * (whole.value - y))
     torch.testing.assert_close(jvp(d), whole.jvp(d))
+    # With a covariance between, which goes from the times that are observed to these alone.
+    S, ways = model.covariance(T), []
+    for function in (headed.observe(operator), lambda v: operator(plain(v))):
+        of = Linearization.of(function, v, Counter(), "decoder")
+        scaled = of.scaled(torch.arange(P).double())
+        after = scaled.after(S.of(torch.sqrt), S.of(lambda s: s))
+        ways.append((after.jvp(d), after.vjp(r), after.gram(r)))
+    ways.append((scaled.jvp(S.apply(d, torch.sqrt)), S.apply(scaled.vjp(r), torch.sqrt), after.jvp(after.vjp(r))))
+    for a, b, c in zip(*ways):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, c)
     longer = SparseAffine(index, weight, torch.zeros(P, dtype=torch.float64), (2 * T * 2, 6, 8))
     with pytest.raises(
         InputError, match=r"an operator on \(24, 6, 8\) came; accepted is one on the trajectory, \(12, "

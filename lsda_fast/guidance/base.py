@@ -17,7 +17,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.errors import InputError
 from lsda_fast.kernels.obs_residual import Departures, departures
 from lsda_fast.kernels.robust import Robust, arguments, check, stages, weigh
-from lsda_fast.prior import Derivative, Linearization, Prior, observe
+from lsda_fast.prior import Derivative, Linearization, Prior, observe, sloped
 
 __all__ = ["Context", "Estimate", "Guidance", "Likelihood", "per_member"]
 
@@ -149,8 +149,9 @@ class Context:
         """The weighted departures at z with their derivatives, the weight held, and their cost."""
         self.prior.evaluations["decoder"] += len(z)
         (r, slope, cost), (jvp, vjp) = self.likelihood.linearize(self.prior.observe(self.likelihood.operator), z, noise)
-        derivative = Derivative(r, lambda v: slope * jvp(v), lambda u: vjp(slope * u))
-        return Linearization(derivative, self.prior.evaluations, "decoder", slope=slope, cost=cost)
+        return Linearization(
+            Derivative(r, *sloped(jvp, vjp, slope)), self.prior.evaluations, "decoder", slope=slope, cost=cost
+        )
 
     def linearize_surrogate(self, z: Tensor) -> Linearization | None:
         """H T z, T the prior's cheap tangent of the decoder, with its derivatives in its own precision; or None."""

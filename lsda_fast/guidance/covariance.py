@@ -19,7 +19,7 @@ from torch import Tensor
 from lsda_fast.errors import InputError
 from lsda_fast.guidance.base import Context
 from lsda_fast.guidance.krylov import lanczos_sqrt
-from lsda_fast.prior import Linearization, Scaling
+from lsda_fast.prior import Covariance, Linearization, Scaling
 
 __all__ = ["PRIOR_COVARIANCES", "LatentCovariance", "latent_covariance"]
 
@@ -69,8 +69,8 @@ def latent_covariance(
         if covariance is None:
             raise InputError("prior_covariance='stationary' needs a prior with a full covariance; this one has none")
         left = lambda s: s * rho2 / (s + rho2)  # noqa: E731
-        root = lambda v: covariance.apply(v, lambda s: left(s).sqrt())  # noqa: E731
-        return LatentCovariance(lambda v: covariance.apply(v, left), root, root)
+        root = _function(covariance, lambda s: left(s).sqrt())
+        return LatentCovariance(_function(covariance, left), root, root)
     if name == "tweedie":
         if denoiser is None:
             raise InputError("prior_covariance='tweedie' needs the derivative of the denoiser")
@@ -82,6 +82,12 @@ def latent_covariance(
         apply = lambda v: factor * (denoiser.jvp(v) + denoiser.vjp(v))  # noqa: E731
         return LatentCovariance(apply, lambda v: lanczos_sqrt(apply, v, iterations=lanczos))
     raise InputError(f"prior_covariance {name!r} is unknown; accepted: {', '.join(PRIOR_COVARIANCES)}")
+
+
+def _function(covariance: Covariance, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """f(S), in the covariance's own way for many products where it has one."""
+    own = getattr(covariance, "of", None)
+    return own(function) if own else lambda v: covariance.apply(v, function)
 
 
 def _dense_half(factor: float, denoiser: Linearization) -> Callable[[Tensor], Tensor]:

@@ -21,7 +21,7 @@ from lsda_fast.models.head import Head
 from lsda_fast.models.merged_head import merge
 from lsda_fast.models.observed import Observed, cell_derivative, cell_values
 from lsda_fast.observations.affine import SparseAffine
-from lsda_fast.prior import Derivative
+from lsda_fast.prior import Derivative, OfTimes, ToTimes
 
 __all__ = ["HeadedTrajectory"]
 
@@ -94,13 +94,12 @@ class HeadedTrajectory:
         std = 1.0 if self.model is None else self.model.std
 
         def jvp(u: Tensor) -> Tensor:
-            changes = (std * u[:, self.times]).flatten(0, 1).split(self.chunk)
+            changes = (std * u).flatten(0, 1).split(self.chunk)
             cells = torch.cat([part.jvp(d) for part, d in zip(parts(), changes)])
             return obs_project(cells.reshape(len(v), -1), self.plan)
 
         def vjp(r: Tensor) -> Tensor:
             cells = obs_adjoint(r, self.plan).reshape(len(v) * len(self.times), -1).split(self.chunk)
-            u = torch.cat([part.vjp(d) for part, d in zip(parts(), cells)]).unflatten(0, (len(v), -1))
-            return u.new_zeros(v.shape).index_copy(1, self.times, std * u)
+            return std * torch.cat([part.vjp(d) for part, d in zip(parts(), cells)]).unflatten(0, (len(v), -1))
 
-        return values, jvp, vjp
+        return values, OfTimes(self.times, jvp), ToTimes(self.times, v.shape[1], vjp)

@@ -5,13 +5,14 @@ outside the modes of a wavenumber that is alike in every direction (``models.sta
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TrajectoryCovariance", "from_waves", "to_waves"]
+__all__ = ["CovarianceFunction", "TrajectoryCovariance", "from_waves", "to_waves"]
 
 Number = float | Tensor
 
@@ -49,21 +50,39 @@ class TrajectoryCovariance:
         # (sum_j V_j V_j^H (F_j - F) + F) x: the modes are gone through once on the way back.
         f = function(self.rest_values[None]).permute(1, 0, 2, 3)
         F = (self.rest * f) @ self._adjoint[1]
-        a = (x.flatten(1, 2) @ self._adjoint[2]).unflatten(1, (M, T))
+        a = (x.flatten(1, 2) @ self.conjugate_modes).unflatten(1, (M, T))
         b = self._adjoint[0] @ a.permute(0, 3, 2, 1)
         b = self.time @ (b * function(self.values[None]).permute(1, 2, 3, 0))
         change = (b.permute(0, 3, 2, 1) - F @ a).flatten(1, 2)
         return from_waves(F @ x + (change @ self.modes.mT).unflatten(1, (M, T)), v.shape, self.zonal)
 
+    def of(self, function: Callable[[Tensor], Tensor]) -> "CovarianceFunction":
+        """f(S) for many products; ``function`` is one for all members."""
+        return CovarianceFunction(self, function)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it is made of."""
-        return (self.modes, self.time, self.rest, self.values, self.rest_values, self.fold, *self._adjoint)
+        return (
+            self.modes,
+            self.time,
+            self.rest,
+            self.values,
+            self.rest_values,
+            self.fold,
+            *self._adjoint,
+            self.conjugate_modes,
+        )
 
     @cached_property
-    def _adjoint(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The adjoints of ``time`` and ``rest``, and the conjugate of ``modes``."""
-        return self.time.mH.resolve_conj(), self.rest.mH.resolve_conj(), self.modes.conj().resolve_conj()
+    def conjugate_modes(self) -> Tensor:
+        """The conjugate of ``modes``."""
+        return self.modes.conj().resolve_conj()
+
+    @cached_property
+    def _adjoint(self) -> tuple[Tensor, Tensor]:
+        """The adjoints of ``time`` and ``rest``."""
+        return self.time.mH.resolve_conj(), self.rest.mH.resolve_conj()
 
     def wiener(self, v_t: Tensor, alpha: Number, sigma: Number) -> Tensor:
         """E[v | v_t] = alpha S (alpha^2 S + sigma^2)^-1 v_t; the level's numbers are floats or (M, 1, 1, 1)."""
@@ -76,6 +95,41 @@ class TrajectoryCovariance:
         n, rank = self.modes.shape[1:]
         each = left(self.values[None]) + (n - rank) * left(self.rest_values[None])
         return ((each * self.fold).sum(1) / (n * self.fold.sum() * self.values.shape[-1])).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceFunction:
+    """v -> f(S) v, also from some times to some: what others there are costs nothing."""
+
+    covariance: TrajectoryCovariance
+    function: Callable[[Tensor], Tensor]
+    _made: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """f(S) v for v (M, T, *latent)."""
+        return self.between(v)
+
+    def between(self, v: Tensor, given: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+        """The states of ``wanted`` of f(S) u, where u is v (M, given, *latent) and 0 at other times; None is all."""
+        S, M = self.covariance, len(v)
+        time, rest = self._matrices(given, wanted)
+        x = to_waves(v, S.zonal)
+        a = (x.flatten(1, 2) @ S.conjugate_modes).unflatten(1, (M, -1))
+        change = (time @ a.permute(0, 3, 2, 1)).permute(0, 3, 2, 1) - rest @ a
+        y = rest @ x + (change.flatten(1, 2) @ S.modes.mT).unflatten(1, (M, -1))
+        return from_waves(y, (M, y.shape[2], *v.shape[2:]), S.zonal)
+
+    def _matrices(self, given: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """f of the covariances in time of every mode and of the rest, (waves, modes or 1, wanted, given)."""
+        key = id(given), id(wanted)
+        if key not in self._made:
+            S, both = self.covariance, []
+            for vectors, values in ((S.time, S.values), (S.rest, S.rest_values)):
+                left = vectors if wanted is None else vectors[..., wanted, :]
+                right = (vectors if given is None else vectors[..., given, :]).mH
+                both.append(left @ (self.function(values[None])[0][..., None] * right))
+            self._made[key] = given, wanted, *both  # the times are kept, so that no others have their number
+        return self._made[key][2:]
 
 
 def to_waves(v: Tensor, zonal: bool) -> Tensor:
