@@ -13,7 +13,17 @@ from torch import Tensor
 
 from lsda_fast.kernels.geo_pad import edges, fold_reference, pad_reference
 from lsda_fast.kernels.implementations import Native
-from lsda_fast.kernels.norm_conv import both_filters, convolved, flat_of, image_of, run_native, spread, suits, wider
+from lsda_fast.kernels.norm_conv import (
+    both_filters,
+    convolved,
+    count_of,
+    flat_of,
+    image_of,
+    run_native,
+    spread,
+    suits,
+    wider,
+)
 from lsda_fast.kernels.packed import BLOCK, obstacle
 from lsda_fast.kernels.registry import Operation
 
@@ -59,30 +69,26 @@ def _adjoint_reference(u: Tensor, w: Tensor, image: Sequence[int]) -> Tensor:
     return fold_reference(wide, image[2], *map(bool, image[3:])).flatten(1, 2)
 
 
-def _filters(w: Tensor) -> int:
-    return w.shape[0] * w.shape[4]
-
-
 def _conv_fill(out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, image: Sequence[int]) -> None:
-    settings = (1, x.shape[2], _filters(w), False, True, 0.0)
+    settings = (1, x.shape[2], count_of(w), False, True, 0.0)
     run_native("jvp", image, (out, None, x, None, None, None, w, bias, None), settings)
 
 
 def _adjoint_fill(out: Tensor, u: Tensor, w: Tensor, image: Sequence[int]) -> None:
     run_native(
-        "vjp", image, (out, None, u, None, None, None, w, None, None), (1, _filters(w), w.shape[3], False, True, 0.0)
+        "vjp", image, (out, None, u, None, None, None, w, None, None), (1, count_of(w), w.shape[3], False, True, 0.0)
     )
 
 
 CONV = Operation(
     "geo_conv(Tensor x, Tensor w, Tensor? bias, int[] image) -> Tensor",
     reference=_conv_reference,
-    empty=lambda x, w, *rest: x.new_empty(*x.shape[:2], _filters(w)),
+    empty=lambda x, w, *rest: x.new_empty(*x.shape[:2], count_of(w)),
     natives={"cpu": Native(_conv_fill, lambda x, w, *rest: obstacle(w.shape[4]))},
 )
 ADJOINT = Operation(
     "geo_conv_adjoint(Tensor u, Tensor w, int[] image) -> Tensor",
     reference=_adjoint_reference,
-    empty=lambda u, w, *rest: u.new_empty(*u.shape[:2], _filters(w)),
+    empty=lambda u, w, *rest: u.new_empty(*u.shape[:2], count_of(w)),
     natives={"cpu": Native(_adjoint_fill, lambda u, w, *rest: obstacle(w.shape[4]))},
 )

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lsda_fast.kernels import native
 from lsda_fast.kernels.geo_pad import edges
 from lsda_fast.kernels.implementations import Native
+from lsda_fast.kernels.kept import state_of, unchanged
 from lsda_fast.kernels.norm_reference import jvp_reference, norm_reference, vjp_reference
 from lsda_fast.kernels.norm_silu import PRODUCTS
 from lsda_fast.kernels.packed import BLOCK, obstacle, packed, unpacked
@@ -35,6 +35,7 @@ from lsda_fast.kernels.standard import affine
 __all__ = [
     "both_filters",
     "convolved",
+    "count_of",
     "filters",
     "flat_of",
     "image_of",
@@ -113,13 +114,13 @@ def suits(x: Tensor, kernel: Tensor, pad: Sequence[Any]) -> bool:
 
 def both_filters(kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Those of a convolution and of its transpose, kept as long as the weight is there and stays as it is."""
-    version = -1 if kernel.is_inference() else kernel._version
     kept = _FILTERS.get(kernel)
-    if kept and kept[0] == version >= 0:
+    if kept and unchanged([(kernel, kept[0])], [kernel]):
         return kept[1]
     made = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
-    if version >= 0 and _get_current_dispatch_mode() is None:
-        _FILTERS[kernel] = version, made
+    state = state_of([kernel])
+    if state:
+        _FILTERS[kernel] = state[0][1], made  # the version alone: what is kept must not keep the weight
     return made
 
 
@@ -212,16 +213,17 @@ def spread(u: Tensor, w: Tensor, image: Sequence[int]) -> Tensor:
     return F.conv2d(images, kernel_of(w)).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _filters(w: Tensor) -> int:
+def count_of(w: Tensor) -> int:
+    """How many filters a packed weight has."""
     return w.shape[0] * w.shape[4]
 
 
 def _value_empty(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(*x.shape[:2], _filters(w)), x.new_empty(len(x), rest[2], 2)
+    return x.new_empty(*x.shape[:2], count_of(w)), x.new_empty(len(x), rest[2], 2)
 
 
 def _jvp_empty(v: Tensor, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(*x.shape[:2], _filters(w))
+    return x.new_empty(*x.shape[:2], count_of(w))
 
 
 def _run(
@@ -229,7 +231,7 @@ def _run(
 ) -> None:
     bias, add, groups, silu, image, *eps = rest
     C = x.shape[2]
-    D = w.shape[3] if product == "vjp" else _filters(w)
+    D = w.shape[3] if product == "vjp" else count_of(w)
     settings = (groups, C // groups, D, silu, False, eps[0] if eps else 0.0)
     run_native(product, image, (out, kept, t, x, a, b, w, bias, add), settings)
 

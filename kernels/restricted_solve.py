@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lsda_fast.kernels import native
 from lsda_fast.kernels.head_plan import HeadPlan
@@ -27,7 +26,7 @@ from lsda_fast.kernels.obs_project import by_place
 from lsda_fast.kernels.obs_project import project_reference as obs_project
 from lsda_fast.kernels.packed import obstacle
 from lsda_fast.kernels.registry import Operation
-from lsda_fast.kernels.restricted_step import restricted_length, restricted_reference
+from lsda_fast.kernels.restricted_step import restricted_iterations, restricted_reference
 from lsda_fast.kernels.zonal_product import zonal_reference
 
 __all__ = ["ObservedCovariance"]
@@ -76,12 +75,8 @@ def solve_reference(
     f: Tensor, rr: Tensor, limit: Tensor, slope: Tensor, factor: float, iterations: int, *parts: Any
 ) -> Tensor:
     """See the module."""
-    r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
-    p, x = r, torch.zeros_like(r[0])
-    for _ in range(iterations - 1):
-        Gw = product_reference(p[1, :, :-1], slope, factor, *parts)
-        x, r, p, rr = restricted_reference(x, r, p, rr, Gw, f, limit)
-    return torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0]) if iterations else x
+    product = lambda w: product_reference(w, slope, factor, *parts)  # noqa: E731
+    return restricted_iterations(product, f, rr, limit, iterations, step=restricted_reference)
 
 
 def product_reference(

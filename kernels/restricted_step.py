@@ -8,6 +8,8 @@ passes over vectors that are small beside the product with F F', but many. A mem
 Nothing is differentiated through it. The dot products are summed in float64.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,7 +19,7 @@ from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import Native
 from lsda_fast.kernels.registry import Operation
 
-__all__ = ["restricted_length", "restricted_step"]
+__all__ = ["restricted_iterations", "restricted_length", "restricted_step"]
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -56,6 +58,24 @@ def restricted_length(p: Tensor, rr: Tensor, limit: Tensor) -> Tensor:
     w = p[1, :, :-1]
     curvature = torch.linalg.vecdot(p[0], p[1]) + torch.linalg.vecdot(w, w)
     return torch.where((rr > limit) & (curvature > 0), rr / curvature, 0.0)
+
+
+def restricted_iterations(
+    gram: Callable[[Tensor], Tensor],
+    f: Tensor,
+    rr: Tensor,
+    limit: Tensor,
+    iterations: int,
+    *,
+    step: Callable[..., State] = restricted_step,
+) -> Tensor:
+    """All of them: the coordinates (M, P + 1) of the solution, given w -> F F'w; the last needs no product."""
+    # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
+    r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
+    p, x = r, torch.zeros_like(r[0])
+    for _ in range(iterations - 1):
+        x, r, p, rr = step(x, r, p, rr, gram(p[1, :, :-1]), f, limit)
+    return torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0]) if iterations else x
 
 
 def restricted_reference(x: Tensor, r: Tensor, p: Tensor, rr: Tensor, Gw: Tensor, f: Tensor, limit: Tensor) -> State:

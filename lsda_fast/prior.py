@@ -316,22 +316,21 @@ class Linearization:
     ) -> "Linearization":
         """The same as a function of v, z = m + B v, with B symmetric (``half``); ``square`` is B B where cheaper."""
         value, jvp, vjp, gram = self._derivative
-        both: Callable[[Tensor], Tensor] | None = None
-        if gram is not None and isinstance(half, Scaling):
-            own = _as_gram(gram)
-            both = replace(own, factor=own.factor * half.factor**2)
-        elif square is not None:
-            both = lambda u: jvp(square(vjp(u)))  # noqa: E731
-        to, back = (lambda v: jvp(half(v))), (lambda u: half(vjp(u)))
         between: Any = getattr(half, "between", None)
+        both: Product | None = None if square is None else lambda u: jvp(square(vjp(u)))
         if isinstance(half, Scaling):  # of the values, which are fewer as a rule
             to, back = (lambda v: half(jvp(v))), (lambda u: vjp(half(u)))
+            if gram is not None:
+                own = _as_gram(gram)
+                both = replace(own, factor=own.factor * half.factor**2)
         elif between and isinstance(jvp, OfTimes) and isinstance(vjp, ToTimes):
             of, to_times, times = jvp.inner, vjp.inner, jvp.times
             whole: Any = square
             to, back = (lambda v: of(between(v, None, times))), (lambda u: between(to_times(u), times, None))
-            if both is not None and hasattr(whole, "between"):
+            if hasattr(whole, "between"):
                 both = lambda u: of(whole.between(to_times(u), times, times))  # noqa: E731
+        else:
+            to, back = (lambda v: jvp(half(v))), (lambda u: half(vjp(u)))
         derivative = Derivative(value, to, back, both)
         return Linearization(derivative, self._evaluations, self._name, slope=self.slope, cost=self._cost)
 

@@ -95,7 +95,8 @@ class Engine:
             return prior, likelihood, size
 
         with self._backend.kernels():
-            prepared()  # what the package keeps for other analyses is not this one's
+            if device.type == "cpu":
+                prepared()  # what the package keeps for other analyses is not this one's
             with Watch(device) as watch:
                 prior, likelihood, size = prepared()
             sampler = self._sized(prior, likelihood, members)

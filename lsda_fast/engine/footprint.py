@@ -21,15 +21,7 @@ from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
 
-__all__ = [
-    "Footprint",
-    "choose_chunk",
-    "footprint",
-    "free_memory",
-    "state_bytes",
-    "total",
-    "weight_bytes",
-]
+__all__ = ["Footprint", "choose_chunk", "footprint", "free_memory", "state_bytes", "total", "weight_bytes"]
 
 _SHARE = 0.9  # of the free memory that a block may take
 _LARGEST = 64  # members of a block beyond which a GPU has long been busy

@@ -17,11 +17,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lsda_fast.guidance.base import dot, per_member, squared_norm
 from lsda_fast.kernels.cg_step import cg_step
-from lsda_fast.kernels.restricted_step import restricted_length, restricted_step
+from lsda_fast.kernels.restricted_step import restricted_iterations
 
 __all__ = ["cg", "gcr", "lanczos_sqrt", "matrix", "normal", "restricted_cg"]
 
@@ -141,18 +140,8 @@ def restricted_cg(
     limit = tolerance**2 * rr
     x = solve(f, rr, limit, iterations) if solve else None
     if x is None:
-        x = _restricted(lambda w: gram(w.to(b)).double(), f, rr, limit, iterations)
+        x = restricted_iterations(lambda w: gram(w.to(b)).double(), f, rr, limit, iterations)
     return torch.addcmul(adjoint(x[:, :-1].to(b)), per_member(x[:, -1].to(b), b), b)
-
-
-def _restricted(gram: Operator, f: Tensor, rr: Tensor, limit: Tensor, iterations: int) -> Tensor:
-    """The coordinates (M, P + 1) of the solution."""
-    # (2, M, P + 1): what stands for a vector, its coordinates and its products with the rows and b.
-    r = torch.stack([pad(torch.zeros_like(f), (0, 1), value=1.0), torch.cat([f, rr[:, None]], dim=1)])
-    p, x = r, torch.zeros_like(r[0])
-    for _ in range(iterations - 1):
-        x, r, p, rr = restricted_step(x, r, p, rr, gram(p[1, :, :-1]), f, limit)
-    return torch.addcmul(x, restricted_length(p, rr, limit)[:, None], p[0]) if iterations else x
 
 
 def _flexible(A: Quadratic, b: Tensor, x: Tensor, limit: Tensor, iterations: int, precondition: Operator) -> Tensor:

@@ -45,16 +45,20 @@ class TrajectoryCovariance:
 
     def apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """f(S) v for v (M, T, *latent); ``function`` is of eigenvalues (1 or M, waves, modes, T), to the like."""
-        M, T = v.shape[:2]
-        x = to_waves(v, self.zonal)
-        # (sum_j V_j V_j^H (F_j - F) + F) x: the modes are gone through once on the way back.
         f = function(self.rest_values[None]).permute(1, 0, 2, 3)
-        F = (self.rest * f) @ self._adjoint[1]
-        a = (x.flatten(1, 2) @ self.conjugate_modes).unflatten(1, (M, T))
-        b = self._adjoint[0] @ a.permute(0, 3, 2, 1)
-        b = self.time @ (b * function(self.values[None]).permute(1, 2, 3, 0))
-        change = (b.permute(0, 3, 2, 1) - F @ a).flatten(1, 2)
-        return from_waves(F @ x + (change @ self.modes.mT).unflatten(1, (M, T)), v.shape, self.zonal)
+        g = function(self.values[None]).permute(1, 2, 3, 0)
+        time = lambda a: self.time @ ((self._adjoint[0] @ a) * g)  # noqa: E731
+        return self.product(v, time, (self.rest * f) @ self._adjoint[1])
+
+    def product(self, v: Tensor, time: Callable[[Tensor], Tensor], rest: Tensor) -> Tensor:
+        """(sum_j V_j V_j^H (F_j - F) + F) v, with ``time`` the F_j of coefficients, and ``rest`` F, of whole times."""
+        M = len(v)
+        x = to_waves(v, self.zonal)
+        a = (x.flatten(1, 2) @ self.conjugate_modes).unflatten(1, (M, -1))
+        # The modes are gone through once on the way back.
+        change = time(a.permute(0, 3, 2, 1)).permute(0, 3, 2, 1) - rest @ a
+        y = rest @ x + (change.flatten(1, 2) @ self.modes.mT).unflatten(1, (M, -1))
+        return from_waves(y, (M, y.shape[2], *v.shape[2:]), self.zonal)
 
     def of(self, function: Callable[[Tensor], Tensor]) -> "CovarianceFunction":
         """f(S) for many products; ``function`` is one for all members."""
@@ -111,13 +115,8 @@ class CovarianceFunction:
 
     def between(self, v: Tensor, given: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
         """The states of ``wanted`` of f(S) u, where u is v (M, given, *latent) and 0 at other times; None is all."""
-        S, M = self.covariance, len(v)
         time, rest = self._matrices(given, wanted)
-        x = to_waves(v, S.zonal)
-        a = (x.flatten(1, 2) @ S.conjugate_modes).unflatten(1, (M, -1))
-        change = (time @ a.permute(0, 3, 2, 1)).permute(0, 3, 2, 1) - rest @ a
-        y = rest @ x + (change.flatten(1, 2) @ S.modes.mT).unflatten(1, (M, -1))
-        return from_waves(y, (M, y.shape[2], *v.shape[2:]), S.zonal)
+        return self.covariance.product(v, lambda a: time @ a, rest)
 
     def _matrices(self, given: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
         """f of the covariances in time of every mode and of the rest, (waves, modes or 1, wanted, given)."""

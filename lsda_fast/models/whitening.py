@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
+
+from lsda_fast.kernels.kept import State, state_of, unchanged
 
 __all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Linear", "Whitening"]
 
@@ -40,7 +41,7 @@ class Whitening(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[str, tuple[list[tuple[Tensor, int]], Any]] = {}
+        self._made: dict[str, tuple[State, Any]] = {}
 
     def coloring(self) -> Coloring:
         """``color``, ``color_adjoint`` and S, what they share computed once: for the many products of an analysis."""
@@ -63,14 +64,13 @@ class Whitening(nn.Module):
         the analysis'. Nor is kept what is made under a dispatch mode, which may be without values.
         """
         buffers = list(self.buffers())
-        if any(t.device.type != "cpu" or t.is_inference() for t in buffers):
+        if any(t.device.type != "cpu" for t in buffers):
             return make()
-        state = [(t, t._version) for t in buffers]
         seen, made = self._made.get(name, ([], None))
-        if len(seen) == len(state) and all(a is b and m == n for (a, m), (b, n) in zip(seen, state)):
+        if seen and unchanged(seen, buffers):
             return made
-        new = make()
-        if _get_current_dispatch_mode() is None:
+        new, state = make(), state_of(buffers)
+        if state:
             self._made[name] = state, new
         return new
 
