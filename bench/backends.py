@@ -1,6 +1,7 @@
 """Whole LO-SDA analyses of the built-in package: the fused backend against the reference, as it is and at its best.
 
-Same background, observations and members for all; the fused backend with its networks in float32 and in bfloat16; the
+Same background, observations and members for all; the fused backend with its networks in float32 and in bfloat16, its
+blocks replayed as an ``Assimilator`` does from the fourth of a shape on ("eager": without); the
 reference in torch's usual memory format, with channels last, and with value, VJP and JVP of the observed decoder
 compiled by torch.compile. Each runs once to warm up (to compile), then in turns. A row has the shortest time from the
 background on (the compiled one's without its preparation), its ratio to that of the fused backend, and the largest
@@ -26,6 +27,7 @@ from torch import Tensor
 from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.demo import METHODS
+from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Derivative, Differentiable, Prior
 from lsda_fast.sampler import Sampler
@@ -57,15 +59,20 @@ def compile_decoder(prior: Prior, operator: Any) -> Prior:
     return replace(prior, decode=Decoder())
 
 
-def analysis(make: Callable[[], Prior], likelihood: Likelihood, members: int) -> tuple[float, np.ndarray]:
+def analysis(
+    make: Callable[[], Prior], likelihood: Likelihood, members: int, graphs: Graphs | None = None
+) -> tuple[float, np.ndarray]:
     """Seconds from the background to the samples, and their states."""
-    guidance, steps = METHODS["LO-SDA"]
     begin = time.perf_counter()
     prior = make()
-    sampler = Sampler(guidance, steps=steps)
-    z = sampler(prior, likelihood, members=members, seed=0).z
+    z = _sampler()(prior, likelihood, members=members, seed=0, run=graphs).z
     seconds = time.perf_counter() - begin
     return seconds, torch.cat([prior.decode(block) for block in z.split(4)]).numpy()
+
+
+def _sampler() -> Sampler:
+    guidance, steps = METHODS["LO-SDA"]
+    return Sampler(guidance, steps=steps)
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -92,6 +99,7 @@ def main() -> None:
         likelihood = case.likelihood(fraction)
         makers: dict[str, Callable[[], Prior]] = {
             "fused": lambda: case.prior(fused=True),
+            "fused, eager": lambda: case.prior(fused=True),
             "fused, bfloat16": lambda: case.prior(fused=True, precision=torch.bfloat16),
             "reference": case.prior,
             "reference, channels last": case.prior,
@@ -102,12 +110,16 @@ def main() -> None:
         for members in arguments.members:
             seconds: dict[str, float] = {}
             analyses: dict[str, np.ndarray] = {}
+            graphs = {name: Graphs(_sampler(), TapeRecorder()) for name in ("fused", "fused, bfloat16")}
+            for name, recorded in graphs.items():
+                while not len(recorded):
+                    analysis(makers[name], likelihood, members, recorded)
             for round_ in range(arguments.rounds + 1):
                 for name, make in makers.items():
                     last = torch.channels_last if "last" in name else torch.contiguous_format
                     autoencoder.to(memory_format=last)
                     with nullcontext() if "fused" in name else kernels.use("reference"):
-                        spent, analyses[name] = analysis(make, likelihood, members)
+                        spent, analyses[name] = analysis(make, likelihood, members, graphs.get(name))
                     if round_:
                         seconds[name] = min(seconds.get(name, np.inf), spent)
             autoencoder.to(memory_format=torch.contiguous_format)

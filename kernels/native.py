@@ -5,7 +5,10 @@ x86-64-v4) holds the first to an instruction set below the processor's best. Whe
 """
 
 import os
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -18,13 +21,16 @@ from torch import Tensor
 import lsda_fast
 from lsda_fast.errors import InputError
 
-__all__ = ["ABI", "TITLES", "Module", "about", "load", "run", "set_isa"]
+__all__ = ["ABI", "TITLES", "Module", "about", "bound", "load", "noted", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
 ABI = 11
 
 # What a module's code is called.
 TITLES = {"cpu": "C++", "cuda": "CUDA C++"}
+
+Note = Callable[[str, Callable[..., None], tuple[Any, ...]], None]
+_note: ContextVar[Note | None] = ContextVar("note", default=None)
 
 
 class Module(NamedTuple):
@@ -69,10 +75,28 @@ def run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     function = getattr(load(device.type).code, f"{name}_{8 * dtype.itemsize}")
     if device.type == "cpu":
+        note = _note.get()
+        if note:
+            note(name, function, arguments)
         function(*map(_address, arguments), torch.get_num_threads())
     else:
         with torch.cuda.device(device):
             function(*map(_address, arguments), device.index, torch.cuda.current_stream().cuda_stream)
+
+
+def bound(function: Callable[..., None], arguments: Sequence[Any]) -> Callable[[], None]:
+    """A call on the CPU, to be made later: with the addresses, and the number of threads, of now."""
+    return partial(function, *map(_address, arguments), torch.get_num_threads())
+
+
+@contextmanager
+def noted(note: Note) -> Iterator[None]:
+    """Tell ``note`` of every call on the CPU in this block: its name, the function, and the arguments, with tensors."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
 
 
 def set_isa(cpu: Any, name: str) -> None:

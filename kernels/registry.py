@@ -19,7 +19,7 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels import native
 from lsda_fast.kernels.implementations import KINDS, Native
 
-__all__ = ["Choice", "Operation", "kinds_on", "recorded", "report", "trace", "use"]
+__all__ = ["Choice", "Operation", "forced", "kinds_on", "recorded", "report", "trace", "use"]
 
 FILES = (
     "adam_step",
@@ -84,7 +84,7 @@ class Operation:
         self.reference, self._empty = reference, empty
         self._differentiable = False
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        LIBRARY.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"lsda::{self.name}", empty, lib=LIBRARY)
         self.op = getattr(torch.ops.lsda, self.name).default
         OPERATIONS[self.name] = self
@@ -127,6 +127,16 @@ class Operation:
             values = self.op(*arguments) if watched else self.reference(*arguments)
             for output, value in zip(_tensors([outputs]), _tensors([values]), strict=True):
                 output.copy_(value)
+        return outputs
+
+    def run(self, *arguments: Any) -> Any:
+        """What the dispatcher calls."""
+        code = self._native(arguments)
+        if code is None:
+            outputs = self.reference(*arguments)
+            return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(t.contiguous() for t in outputs)
+        outputs = self._empty(*arguments)
+        code.fill(outputs, *arguments)
         return outputs
 
     def choose(self, *arguments: Any, outputs: Any = ()) -> Choice:
@@ -179,19 +189,15 @@ class Operation:
             taken.append(choice)
         return self.natives.get(choice.implementation)
 
-    def _run(self, *arguments: Any) -> Any:
-        code = self._native(arguments)
-        if code is None:
-            outputs = self.reference(*arguments)
-            return outputs.contiguous() if isinstance(outputs, Tensor) else tuple(t.contiguous() for t in outputs)
-        outputs = self._empty(*arguments)
-        code.fill(outputs, *arguments)
-        return outputs
-
 
 def recorded(arguments: Sequence[Any]) -> bool:
     """Whether autograd would want a derivative."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(arguments))
+
+
+def forced() -> str | None:
+    """What ``use`` forces in this block."""
+    return _forced.get()
 
 
 @contextmanager

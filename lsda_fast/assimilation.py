@@ -19,7 +19,6 @@ from lsda_fast.engine.backend import choose_backend, choose_precision
 from lsda_fast.engine.engine import Engine
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
-from lsda_fast.kernels.buckets import bucket
 from lsda_fast.kernels.robust import Robust, check
 from lsda_fast.likelihood import likelihood_of
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
@@ -85,7 +84,7 @@ class Assimilation:
         weights.
     backend : {"auto", "reference", "fused"}
         See ``engine.backend``; ``assimilator.backend`` says which was taken, and why; ``engine.execution``, whether
-        blocks are captured as CUDA graphs.
+        blocks are recorded (``engine.graphs``).
     precision : {"float32", "bfloat16"}
         Of the matrix products of denoiser and observed decoder (``models.precision``), and beside it that of the
         decoder's stand-in (float32 with ``bfloat16``, else float64); ``bfloat16`` with the fused backend alone, on
@@ -139,8 +138,8 @@ class Assimilation:
         return "isotropic"
 
     def _padded(self, observed: Likelihood) -> Likelihood:
-        """Filled up to a bucket where blocks are captured as graphs."""
-        return observed if self.engine.graphs is None else observed.padded(bucket)
+        """Filled up where blocks are captured as graphs."""
+        return observed if self.engine.graphs is None else self.engine.graphs.padded(observed)
 
     def _sampled(
         self,

@@ -1,4 +1,4 @@
-"""Blocks as graphs: everything but torch.cuda.graph itself, by the recorder that runs again on the same memory."""
+"""Blocks as graphs: on a CPU; of a GPU everything but torch.cuda.graph itself, by running again on the same memory."""
 
 import gc
 from collections import Counter
@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.backend import Backend
-from lsda_fast.engine.graphs import Graphs, Rerun, choose_execution
+from lsda_fast.engine.graphs import Graphs, Recording, TapeRecorder, choose_execution
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
@@ -30,18 +30,46 @@ GUIDANCES = {
 }
 
 
-def recorded(tiny, guidance, **settings):
+class Rerun:
+    """As a GPU records, but that it runs the block again: on the memory of the analysis that it was recorded with."""
+
+    waits, most, parts = 0, 2, 2
+
+    def record(self, block, inputs):
+        with Watch(torch.device("cpu"), strict=True):
+            outputs = block()
+
+        def replay():
+            for output, value in zip(outputs, block(), strict=True):
+                output.copy_(value)
+
+        return Recording(replay, list(inputs), outputs, keeps=block)
+
+
+class Taped(TapeRecorder):
+    """Of the first block, and as few as on a GPU."""
+
+    waits, most, parts = 0, 2, 2
+
+
+RECORDERS = {"gpu": Rerun, "cpu": Taped}
+
+
+def recorded(tiny, guidance, recorder=Taped, **settings):
     assimilate = Assimilator(tiny.package(**settings), guidance, steps=2, block=2, backend="fused")
-    assimilate.engine.graphs = Graphs(assimilate.sampler, Rerun(), most=2)
+    assimilate.engine.graphs = Graphs(assimilate.sampler, recorder())
     return assimilate
 
 
+@pytest.mark.parametrize("recorder", RECORDERS)
 @pytest.mark.parametrize(
     ("name", "conditioning"), [*((name, "concatenate") for name in GUIDANCES), ("none", "cross_attention")]
 )
-def test_a_replay_is_the_analysis_bit_for_bit(tiny, name, conditioning):
+def test_a_replay_is_the_analysis_bit_for_bit(tiny, name, conditioning, recorder):
     """Of other backgrounds, times, observations and seeds: a graph reads nothing else of its first analysis."""
-    replayed, other = (recorded(tiny, GUIDANCES[name], conditioning=conditioning) for _ in range(2))
+    replayed, other = (
+        recorded(tiny, GUIDANCES[name], kind, conditioning=conditioning) for kind in (RECORDERS[recorder], Rerun)
+    )
     replayed(tiny.background(0), tiny.table(30, seed=0), members=1)
     case = tiny.background(1), tiny.table(31, seed=1)
     again, fresh = (run(*case, members=[0, 5], seed=1) for run in (replayed, other))
@@ -67,13 +95,15 @@ def test_a_block_reads_its_inputs_and_weights(tiny, name):
 
 
 class Reading:
-    """Records nothing, keeps nothing, and knows what the block read."""
+    """Records nothing, and knows what the block read."""
 
-    def record(self, block):
+    waits, most, parts = 0, 1, 2
+
+    def record(self, block, inputs):
         with Watch(torch.device("cpu")) as watch:
             outputs = block()
         self.read = [StorageWeakRef(t.untyped_storage()) for t in watch.outside]
-        return lambda: None, outputs
+        return Recording(lambda: None, list(inputs), outputs, keeps=block)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +146,11 @@ class Small(Rerun):
 
     recorded = 0
 
-    def record(self, block):
+    def record(self, block, inputs):
         self.recorded += 1
         if self.recorded == 2:
             raise torch.OutOfMemoryError("no room")
-        return super().record(block)
+        return super().record(block, inputs)
 
 
 def test_where_memory_is_short_graphs_give_way(tiny):
@@ -168,7 +198,7 @@ def test_graphs_are_bounded_and_the_last_used_stay(tiny):
     for places in (5, 20, 5, 60, 5):
         assimilate(tiny.background(), tiny.table(places))
         assert len(graphs) <= 2
-    kept = [max(shape[0] for shape, *_ in shapes if len(shape) == 1) for shapes in graphs._graphs]
+    kept = [max(shape[0] for shape, *_ in shapes if len(shape) == 1) for _, *shapes in graphs._graphs]
     assert kept == [128, 16]
 
 
@@ -188,7 +218,7 @@ def test_a_recording_gives_back_what_is_its_own(toy):
     """The outputs of one replay are not the next one's."""
     problem = toy.build("correlated", n=20, P=8)
     sampler = Sampler(LatentOptimization(GaussNewton(1, 3)), steps=2, block=2)
-    graphs = Graphs(sampler, Rerun())
+    graphs = Graphs(sampler, Taped())
     expected = sampler(problem.prior, problem.likelihood, members=6)
     again = sampler(problem.prior, problem.likelihood, members=6, run=graphs)
     assert torch.equal(again.z, expected.z)
@@ -198,7 +228,8 @@ def test_a_recording_gives_back_what_is_its_own(toy):
 @pytest.mark.parametrize(
     ("device", "backend", "guidance", "expected"),
     [
-        ("cpu", "fused", ObsFree(), ("eager", "a cpu has no graphs to capture")),
+        ("mps", "fused", ObsFree(), ("eager", "a mps has no graphs to capture")),
+        ("cpu", "fused", ObsFree(), ("graph", "a block asks nothing of the host")),
         ("cuda", "reference", ObsFree(), ("eager", "the reference backend is not captured")),
         ("cuda", "fused", LatentOptimization(LBFGS()), ("eager", "the line search of LBFGS asks the host when to end")),
         ("cuda", "fused", LatentOptimization(), ("graph", "a block asks nothing of the host")),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from lsda_fast.engine.graphs import CudaRecorder, Recorder, Rerun
+from lsda_fast.engine.graphs import CudaRecorder, Recorder, TapeRecorder
 from lsda_fast.engine.watch import Watch
 
 __all__ = ["Cpu", "Cuda", "Device", "Times"]
@@ -239,8 +239,8 @@ class Cpu(Device):
         return replay, outputs
 
     def recorder(self) -> Recorder:
-        """The same function again."""
-        return Rerun()
+        """Lists of calls."""
+        return TapeRecorder()
 
     def release(self) -> None:
         """It goes by itself."""

@@ -4,9 +4,10 @@ Every guidance that can be captured is: first with one background, its observati
 with others. The block never waits for the device. ``idle`` is the share of a replay in which no kernel runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,11 +34,15 @@ class Kept:
 
     recorder: Recorder
     replay: Callable[[], None] = lambda: None
+    waits: ClassVar[int] = 0
+    most: ClassVar[int] = 4
+    parts: ClassVar[int] = 2
 
-    def record(self, block: Block) -> Recording:
+    def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``."""
-        self.replay, outputs = self.recorder.record(block)
-        return self.replay, outputs
+        recording = self.recorder.record(block, inputs)
+        self.replay = recording.replay
+        return recording
 
 
 def idle(device: Device, call: Callable[[], None], repeats: int) -> Row:

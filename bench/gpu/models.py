@@ -16,7 +16,6 @@ from lsda_fast.assimilator import Assimilator
 from lsda_fast.demo import METHODS, built_in_package
 from lsda_fast.engine.graphs import Graphs
 from lsda_fast.guidance import GaussNewton, Guidance, LatentOptimization, Likelihood
-from lsda_fast.kernels.buckets import bucket
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Samples
 
@@ -87,7 +86,7 @@ class Setting(NamedTuple):
 def observed(assimilate: Assimilator, twin: Twin) -> Likelihood:
     """The likelihood, filled up where graphs are to be of use again."""
     likelihood = assimilate.likelihood(twin.observations(FRACTION))[1]
-    return likelihood if assimilate.engine.graphs is None else likelihood.padded(bucket)
+    return likelihood if assimilate.engine.graphs is None else assimilate.engine.graphs.padded(likelihood)
 
 
 @cache

@@ -175,9 +175,9 @@ def _state(path: str, time: str | None) -> Any:
 
 
 def _run(assimilator: Any, given: dict[str, Any], members: int, seed: int, recenter: bool) -> "Analysis":
-    """The analysis, with progress where blocks are not captured as graphs."""
+    """The analysis, with progress on a CPU, where a run of few blocks has no use for recordings, and without graphs."""
     with progress() as update:
         look = lambda s: update("assimilate", s.level.index + 1, s.levels, {"members": f"{s.members[0]}.."})  # noqa: E731
-        captured = assimilator.engine.graphs is not None
+        captured = assimilator.engine.graphs is not None and assimilator.package.device.type != "cpu"
         on_step = None if captured else look
         return assimilator(**given, members=members, seed=seed, recenter=recenter, on_step=on_step)

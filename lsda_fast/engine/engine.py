@@ -16,7 +16,7 @@ from lsda_fast.engine.footprint import (
     total,
     weight_bytes,
 )
-from lsda_fast.engine.graphs import CudaRecorder, Execution, Graphs, choose_execution
+from lsda_fast.engine.graphs import Execution, Graphs, choose_execution, recorder_on
 from lsda_fast.engine.plan import Plan
 from lsda_fast.engine.watch import Watch
 from lsda_fast.guidance import Likelihood
@@ -51,7 +51,7 @@ class Engine:
         self._by_memory = by_memory and package.device.type == "cuda"
         self._footprints: dict[tuple, Footprint] = {}
         self._execution = choose_execution(backend, package.device, sampler.guidance)
-        self.graphs = Graphs(sampler, CudaRecorder()) if self._execution.name == "graph" else None
+        self.graphs = Graphs(sampler, recorder_on(package.device)) if self._execution.name == "graph" else None
 
     @property
     def execution(self) -> Execution:

@@ -1,35 +1,50 @@
-"""A block of members as a CUDA graph: its thousands of launches become one.
+"""A block of members recorded: its thousands of operations become one call.
 
-A graph reads and writes fixed memory. The tensors of the analysis that it was recorded with (``Sampler.inputs``), and
-the members and seed of its noise, become its own; a later block of the same shapes is copied into them, and the graph
-is replayed. Observation counts are rounded up (``Likelihood.padded``), so that shapes come again. The prior and the
-likelihood that a graph was recorded with belong to it from then on, with all else that they read: it keeps them, and
-refuses them once another analysis was copied over theirs.
+A recording reads and writes fixed memory: on a GPU a CUDA graph, on a CPU a list of calls (``engine.tape``). A later
+block of the same shapes is copied into it, and replayed. Observation counts are rounded up (``Likelihood.padded``), so
+that shapes come again.
 
-What records is a ``Recorder``: ``CudaRecorder`` on a GPU; ``Rerun`` anywhere, which runs the same function on the same
-memory again, and so shows that nothing else is read.
+A CUDA graph takes the tensors of the analysis that it was recorded with (``Sampler.inputs``), and the members and seed
+of its noise, for its own. The prior and the likelihood belong to it from then on, with all else that they read: it
+keeps them, and refuses them once another analysis was copied over theirs. A tape has copies.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lsda_fast.diffusion.noise import Key
+from lsda_fast.engine.arena import Arena
 from lsda_fast.engine.backend import Backend
+from lsda_fast.engine.tape import Replay, Tape
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Estimate, Guidance, Likelihood
+from lsda_fast.kernels.buckets import bucket
+from lsda_fast.kernels.registry import forced
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
 
-__all__ = ["CudaRecorder", "Execution", "Graphs", "Recorder", "Rerun", "choose_execution"]
+__all__ = [
+    "CudaRecorder",
+    "Execution",
+    "Graphs",
+    "Recorder",
+    "Recording",
+    "TapeRecorder",
+    "choose_execution",
+    "recorder_on",
+]
+
+_SEEN = 256  # shapes that are remembered
 
 Block = Callable[[], tuple[Tensor, ...]]
-Recording = tuple[Callable[[], None], tuple[Tensor, ...]]
 
 
 class Execution(NamedTuple):
@@ -39,46 +54,65 @@ class Execution(NamedTuple):
     reason: str
 
 
-def choose_execution(backend: Backend, device: torch.device, guidance: Guidance) -> Execution:
-    """How blocks are run."""
-    if device.type != "cuda":
-        return Execution("eager", f"a {device.type} has no graphs to capture")
-    if backend.name != "fused":
-        return Execution("eager", f"the {backend.name} backend is not captured")
-    if guidance.obstacle:
-        return Execution("eager", guidance.obstacle)
-    return Execution("graph", "a block asks nothing of the host")
+class Recording(NamedTuple):
+    """How to run a block again.
+
+    Parameters
+    ----------
+    replay : callable
+    inputs : list of Tensor
+        What a replay reads of an analysis.
+    outputs : tuple of Tensor
+        What it fills anew.
+    computed : bool
+        Whether to record computed the block.
+    valid : callable
+        Whether all else that a replay reads is as it was.
+    keeps : object
+        Whatever it needs to stay alive.
+    """
+
+    replay: Callable[[], None]
+    inputs: list[Tensor]
+    outputs: tuple[Tensor, ...]
+    computed: bool = False
+    valid: Callable[[], bool] = lambda: True
+    keeps: Any = None
 
 
 class Recorder(Protocol):
-    """Records a function of fixed memory."""
+    """Records a function of fixed memory.
 
-    def record(self, block: Block) -> Recording:
-        """How to replay it, and its outputs, whose memory every replay fills anew."""
+    Parameters
+    ----------
+    waits : int
+        Blocks of a shape that are run as they are before the next is recorded.
+    most : int
+        Recordings that are kept, those used last.
+    parts : int
+        How finely observation counts are rounded up (``kernels.buckets``).
+    """
 
+    waits: int
+    most: int
+    parts: int
 
-class Rerun:
-    """Records by running, replays by running again: for a machine without a GPU."""
-
-    def record(self, block: Block) -> Recording:
-        """See ``Recorder``."""
-        outputs = block()
-
-        def replay() -> None:
-            for output, value in zip(outputs, block(), strict=True):
-                output.copy_(value)
-
-        return replay, outputs
+    def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
+        """RuntimeError where it cannot be recorded."""
 
 
 class CudaRecorder:
     """CUDA graphs that share one pool of memory of their own: no two are replayed at the same time."""
 
+    waits, most, parts = 0, 4, 2
+
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, block: Block) -> Recording:
+    def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``. Everything is compiled, tuned and given its workspace before the capture."""
+        with Watch(inputs[0].device, strict=True):
+            block()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -87,47 +121,88 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=side):
             outputs = block()
-        return graph.replay, outputs
+        return Recording(graph.replay, list(inputs), outputs, keeps=block)
+
+
+class TapeRecorder:
+    """Lists of calls on a CPU, which share their memory.
+
+    To record costs what some replays gain: what is asked for once or twice is not. A CPU works on what is filled up.
+    """
+
+    waits, most, parts = 2, 16, 8
+
+    def __init__(self) -> None:
+        self._arena = Arena()
+
+    def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
+        """See ``Recorder``."""
+        tape = Tape(inputs)
+        outputs = tape.record(block)
+        replay = Replay(tape, inputs, outputs, self._arena)
+        return Recording(replay, replay.inputs, replay.outputs, True, lambda: replay.valid)
+
+
+def recorder_on(device: torch.device) -> Recorder:
+    """What records on a device."""
+    return CudaRecorder() if device.type == "cuda" else TapeRecorder()
+
+
+def choose_execution(backend: Backend, device: torch.device, guidance: Guidance) -> Execution:
+    """How blocks are run."""
+    if device.type not in ("cpu", "cuda"):
+        return Execution("eager", f"a {device.type} has no graphs to capture")
+    if backend.name != "fused":
+        return Execution("eager", f"the {backend.name} backend is not captured")
+    if guidance.obstacle:
+        return Execution("eager", guidance.obstacle)
+    return Execution("graph", "a block asks nothing of the host")
 
 
 class _Graph(NamedTuple):
-    """What is replayed, with the block that it was recorded from, which keeps alive whatever the graph reads.
+    """A recording, and a run's evaluations; ``lent``: places of its inputs with the numbers of another analysis."""
 
-    ``lent``: places of the inputs that hold the numbers of another analysis.
-    """
-
-    inputs: list[Tensor]
-    replay: Callable[[], None]
-    outputs: tuple[Tensor, ...]
+    recording: Recording
     evaluations: Counter[str]
-    block: Block
     lent: set[int]
 
 
 class Graphs:
     """Recorded blocks of one sampler with one package; a ``run`` of ``Sampler``.
 
+    A recording serves blocks of its shapes, with the settings that the sampler and ``kernels.use`` had for it.
+
+    One block runs at a time; another thread's, meanwhile, is run without a graph.
+
     Parameters
     ----------
     sampler : Sampler
     recorder : Recorder
-    most : int
-        Graphs that are kept, those used last.
 
     Attributes
     ----------
     failure : str
-        Why a block was run without a graph, the last time that one was.
+        Why a block was run without a graph, the last time that one could not be recorded.
     """
 
-    def __init__(self, sampler: Sampler, recorder: Recorder, *, most: int = 4) -> None:
-        self._sampler, self._recorder, self._most = sampler, recorder, most
-        self._graphs: dict[tuple, _Graph | None] = {}
+    def __init__(self, sampler: Sampler, recorder: Recorder) -> None:
+        self._sampler, self._recorder = sampler, recorder
+        self._graphs: dict[Any, _Graph | None] = {}
+        self._seen: dict[Any, int] = {}  # how often, those of late
+        self._lock = Lock()
         self.failure = ""
 
     def __len__(self) -> int:
         """Graphs that are kept."""
         return sum(graph is not None for graph in self._graphs.values())
+
+    def __reduce__(self) -> tuple:
+        """A copy, or one in another process, has no graphs yet."""
+        return _without, (self._sampler, type(self._recorder))
+
+    def padded(self, likelihood: Likelihood) -> Likelihood:
+        """Filled up, so that its shapes come again."""
+        return likelihood.padded(partial(bucket, parts=self._recorder.parts))
 
     def __call__(self, prior: Prior, likelihood: Likelihood, key: Key) -> Estimate:
         """One block of members; without a graph where it cannot be recorded.
@@ -137,49 +212,80 @@ class Graphs:
         InputError
             A prior or likelihood that a graph has taken, after another analysis.
         """
+        if not self._lock.acquire(blocking=False):
+            return self._sampler.block_of(prior, likelihood, key)
+        try:
+            return self._run(prior, likelihood, key)
+        finally:
+            self._lock.release()
+
+    def _run(self, prior: Prior, likelihood: Likelihood, key: Key) -> Estimate:
         inputs = [*self._sampler.inputs(prior, likelihood), key.members, key.seed]
-        shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in inputs)
+        settings = repr(vars(self._sampler)), repr(likelihood.robust), forced(), torch.get_num_threads()
+        shapes = (settings, *((tuple(t.shape), t.stride(), t.dtype) for t in inputs))
+        graph = self._graphs.get(shapes)
+        if graph and not graph.recording.valid():
+            del self._graphs[shapes]
+        done: Estimate | None = None
         if shapes not in self._graphs:
-            self._graphs[shapes] = self._record(prior, likelihood, key, inputs)
+            self._seen[shapes] = self._seen.pop(shapes, 0) + 1
+            while len(self._seen) > _SEEN:
+                del self._seen[next(iter(self._seen))]
+            if self._seen[shapes] <= self._recorder.waits:
+                return self._sampler.block_of(prior, likelihood, key)
+            self._graphs[shapes], done = self._record(prior, likelihood, key, inputs)
         graph = self._graphs[shapes] = self._graphs.pop(shapes)
         if graph is None:
             return self._sampler.block_of(prior, likelihood, key)
-        while len(self) > self._most:
+        while len(self) > self._recorder.most:
             del self._graphs[next(shapes for shapes, graph in self._graphs.items() if graph)]
-        for place, (own, value) in enumerate(zip(graph.inputs, inputs, strict=True)):
-            if own is not value:
-                own.copy_(value)
-                graph.lent.add(place)
-            elif place in graph.lent:
-                raise InputError(
-                    "the prior or likelihood of an earlier analysis came, whose memory a graph has used for another "
-                    "since; accepted: one made anew"
-                )
-        graph.replay()
         prior.evaluations.update(graph.evaluations)
-        return Estimate(*(output.clone() for output in graph.outputs))
+        if done:
+            return done
+        _fill(graph, inputs)
+        graph.recording.replay()
+        return Estimate(*(output.clone() for output in graph.recording.outputs))
 
-    def _record(self, prior: Prior, likelihood: Likelihood, key: Key, inputs: list[Tensor]) -> _Graph | None:
-        """The graph of a block; nothing, and ``failure``, where it cannot be recorded."""
+    def _record(
+        self, prior: Prior, likelihood: Likelihood, key: Key, inputs: list[Tensor]
+    ) -> tuple[_Graph | None, Estimate | None]:
+        """The graph of a block; nothing, and ``failure``, where it cannot be recorded. What was computed on the way."""
         own = replace(prior, evaluations=Counter())
+        estimates: list[Estimate] = []
 
         def block() -> tuple[Tensor, ...]:
+            own.evaluations.clear()
             estimate = self._sampler.block_of(own, likelihood, key)
+            estimates[:] = [estimate]
             return tuple(t for t in (estimate.z0, estimate.mean) if t is not None)
 
         try:
-            with Watch(prior.device, strict=True):
-                block()
-            evaluations = Counter(own.evaluations)
-            replay, outputs = self._recorder.record(block)
-            return _Graph(inputs, replay, outputs, evaluations, block, set())
+            recording = self._recorder.record(block, inputs)
+            return _Graph(recording, Counter(own.evaluations), set()), estimates.pop() if recording.computed else None
         except RuntimeError as error:
             short = isinstance(error, torch.OutOfMemoryError)
             self.failure = " ".join(str(error).split())
         if not (short and len(self)):
-            return None
+            return None, None
         # What graphs keep is free, but not for the runs before a capture.
         self._graphs = {shapes: graph for shapes, graph in self._graphs.items() if graph is None}
         self.failure = ""
         torch.cuda.empty_cache()
         return self._record(prior, likelihood, key, inputs)
+
+
+def _fill(graph: _Graph, inputs: Sequence[Tensor]) -> None:
+    """An analysis into a graph's inputs; InputError where it is one that a graph has taken, after another."""
+    for place, (own, value) in enumerate(zip(graph.recording.inputs, inputs, strict=True)):
+        if own is not value:
+            own.copy_(value)
+            graph.lent.add(place)
+        elif place in graph.lent:
+            raise InputError(
+                "the prior or likelihood of an earlier analysis came, whose memory a graph has used for another since; "
+                "accepted: one made anew"
+            )
+
+
+def _without(sampler: Sampler, recorder: Callable[[], Recorder]) -> Graphs:
+    return Graphs(sampler, recorder())

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from lsda_fast.kernels.registry import OPERATIONS
 
-__all__ = ["HostReadError", "Watch", "values_aside"]
+__all__ = ["HostReadError", "Watch", "check_host", "values_aside"]
 
 _CUDA_STEP = 512  # bytes that torch's allocator rounds up to
 
@@ -32,6 +32,12 @@ _BROUGHT = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.de
 
 class HostReadError(RuntimeError):
     """The host reads or brings a value in what is to be captured."""
+
+
+def check_host(func: Any) -> None:
+    """HostReadError where an operation lets the host read a value, or brings one."""
+    if torch.Tag.data_dependent_output in func.tags or func in _BROUGHT:
+        raise HostReadError(f"{func} in a block of members; accepted: nothing that the host reads or brings")
 
 
 class Watch(TorchDispatchMode):
@@ -60,8 +66,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operation and book its results."""
-        if self._strict and (torch.Tag.data_dependent_output in func.tags or func in _BROUGHT):
-            raise HostReadError(f"{func} in a block of members; accepted: nothing that the host reads or brings")
+        if self._strict:
+            check_host(func)
         self._read(tree_leaves((args, kwargs)))
         operation = OPERATIONS.get(func._schema.name.removeprefix("lsda::"))
         if func.namespace == "lsda" and operation and operation.choose(*args).implementation == "reference":
