@@ -57,12 +57,15 @@ class Native:
         Of its real tensors, which are all alike.
     mixed : bool
         Unless float32 may stand beside half precision: parameters that a network in half precision keeps in float32.
+    narrow : bool
+        Or beside float64: what it reads much of; ``limits`` says what that may be.
     """
 
     fill: Callable[..., None]
     limits: Callable[..., str] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     mixed: bool = False
+    narrow: bool = False
 
     def obstacle(self, kind: Kind, tensors: list[Tensor], arguments: tuple[Any, ...]) -> str:
         """Why it cannot take these tensors, those of arguments and outputs; "" where it can."""
@@ -70,7 +73,9 @@ class Native:
         devices = {t.device for t in tensors}
         if len(devices) > 1 or not all(d.type in kind.devices for d in devices):
             return f"tensors on {_words(devices)}; {kind.title} takes {' or '.join(kind.devices)}, all on one"
-        alike = real - {torch.float32} if self.mixed and not real <= {torch.float32, torch.float64} else real
+        single = {torch.float32, torch.float64}
+        beside_half, beside_double = self.mixed and not real <= single, self.narrow and real == single
+        alike = real - {torch.float32} if beside_half or beside_double else real
         if len(alike) > 1 or not real <= set(self.dtypes):
             accepted = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             beside = ", but for float32 beside half precision" if self.mixed else ""

@@ -24,7 +24,7 @@ from lsda_fast.errors import InputError
 __all__ = ["ABI", "TITLES", "Module", "about", "bound", "load", "noted", "run", "set_isa"]
 
 # kAbi of csrc/core/base.h.
-ABI = 11
+ABI = 12
 
 # What a module's code is called.
 TITLES = {"cpu": "C++", "cuda": "CUDA C++"}

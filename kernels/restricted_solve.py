@@ -8,7 +8,7 @@ step. What it saves is the way from one to the next, which costs as much as they
 alone has it; elsewhere they are called one after the other. Nothing is differentiated through it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from lsda_fast.kernels.obs_project import project_reference as obs_project
 from lsda_fast.kernels.packed import obstacle
 from lsda_fast.kernels.registry import Operation
 from lsda_fast.kernels.restricted_step import restricted_iterations, restricted_reference
-from lsda_fast.kernels.zonal_product import zonal_reference
+from lsda_fast.kernels.zonal_product import is_narrow, kinds, zonal_reference
 
 __all__ = ["ObservedCovariance"]
 
@@ -42,13 +42,13 @@ class ObservedCovariance:
         H.
     head : HeadPlan
         W; features with channels last.
-    square : list of Tensor
-        C, as ``zonal_product`` takes it, on latents (channels, rows, columns).
+    square : callable int -> list of Tensor
+        C, as ``zonal_product`` takes it for so many members, on latents (channels, rows, columns).
     """
 
     plan: ObservationPlan
     head: HeadPlan
-    square: list[Tensor]
+    square: Callable[[int], list[Tensor]]
 
     def solve(
         self, f: Tensor, rr: Tensor, limit: Tensor, *, slope: Tensor | float, factor: float, iterations: int
@@ -66,7 +66,7 @@ class ObservedCovariance:
         iterations : int
         """
         slope = torch.as_tensor(slope, dtype=f.dtype, device=f.device).expand_as(f).contiguous()
-        parts = (*self.plan.arguments, self.head.weight, self.head.layout, self.square)
+        parts = (*self.plan.arguments, self.head.weight, self.head.layout, self.square(len(f)))
         arguments = (f.contiguous(), rr, limit, slope, factor, iterations, *parts)
         return SOLVE(*arguments) if SOLVE.native(*arguments) else None
 
@@ -119,6 +119,7 @@ def _fill(
         *(out, f, rr, limit, slope, factor, iterations),
         *(stencil, [*transpose[:TILES], row], [head, *layout], square),
         (*sizes, len(square[5]), square[3].shape[-2]),
+        is_narrow(square),
     )
 
 
@@ -129,7 +130,7 @@ def _limits(f: Tensor, *arguments: Any) -> str:
         return "the plan has no transpose in tiles"
     if (f.shape[1], cells) != (index.shape[1], len(layout[3])) or rows * channels != square[5].shape[1]:
         return f"{f.shape[1]} observations of {cells} cells, of {rows} x {channels} rows and channels"
-    return obstacle(channels, square[3].shape[-2])
+    return kinds(f.dtype, *square) or obstacle(channels, square[3].shape[-2])
 
 
 SOLVE = Operation(
@@ -137,5 +138,5 @@ SOLVE = Operation(
     " Tensor weight, Tensor[] transpose, SymInt cells, Tensor head, Tensor[] layout, Tensor[] square) -> Tensor",
     reference=solve_reference,
     empty=lambda f, *rest: f.new_empty(f.shape[0], f.shape[1] + 1),
-    natives={"cpu": Native(_fill, _limits)},
+    natives={"cpu": Native(_fill, _limits, narrow=True)},
 )

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from bench.cases.table import CASES
 from lsda_fast import kernels
+from lsda_fast.errors import InputError
 from lsda_fast.guidance.krylov import cg, normal, restricted_cg
 from lsda_fast.kernels import norm_conv as convolution
+from lsda_fast.kernels import registry
 from lsda_fast.kernels.geo_conv import ADJOINT, CONV, geo_conv_products
 from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.kernels.norm_conv import kept_filters, norm_conv_products
@@ -127,11 +129,12 @@ def test_registration(checks):
     # V V' + 1 of 4 columns in 3 wavenumbers, 2 rows and 16 channels.
     transform, V = draw(6, 4), draw(3, 32, 16)
     matrices = [transform, transform.T.contiguous(), packed(V), draw(3, 16) * 0 + 1, packed(V.mT), draw(3, 32) * 0 + 1]
+    matrices += [draw(0), draw(0)]
     torch.library.opcheck(CONV.op, (flat, forward, shift, image), test_utils=quick)
     torch.library.opcheck(ADJOINT.op, (y, backward, image), test_utils=quick)
     found = observed_surrogate()[0]._derivative.gram.solve.__self__
     numbers = (draw(3, 37), *torch.tensor([[99.0] * 3, [0.0] * 3]).double(), draw(3, 37, seed=1), 0.5, 3)
-    parts = (*found.plan.arguments, found.head.weight, found.head.layout, found.square)
+    parts = (*found.plan.arguments, found.head.weight, found.head.layout, found.square(3))
     torch.library.opcheck(SOLVE.op, (*numbers, *parts), test_utils=quick)
     torch.library.opcheck(ZONAL.op, (torch.ones(2, 2, 4, 16).double().requires_grad_(), matrices, matrices))
 
@@ -191,6 +194,39 @@ def test_the_covariance_of_a_whitening_is_the_same_either_way(checks):
         torch.testing.assert_close(torch.func.jvp(f, (u,), (v,))[1], f(v))
         point = u.clone().requires_grad_()
         torch.testing.assert_close(torch.autograd.grad((f(point) * v).sum(), point)[0], transpose(v))
+
+
+@pytest.mark.parametrize("operation", ["zonal_product", "zonal_adjoint", "restricted_solve"])
+def test_matrices_in_float32_beside_float64_give_the_bits_of_what_they_are(checks, operation):
+    label = "a few" if operation == "restricted_solve" else "a matrix"
+    made = []
+
+    def taken(*arguments):
+        made.append(arguments)
+        return registry.OPERATIONS[operation].op(*arguments)
+
+    function, inputs = CASES[operation][label]().prepare(torch.float64, work=torch.float64)
+    own = registry.OPERATIONS[operation]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(own), "__call__", lambda self, *arguments: taken(*arguments))
+        function(*inputs)
+    lists = [i for i, part in enumerate(made[0]) if isinstance(part, (list, tuple)) and len(part) == 8]
+
+    def narrowed(places):
+        """The arguments with float32 in these places of the matrices, and with its numbers in float64."""
+        narrow = lambda six: [t.float() if i in places else t for i, t in enumerate(six)]  # noqa: E731
+        few = [narrow(part) if i in lists else part for i, part in enumerate(made[0])]
+        many = [[t.double() for t in part] if i in lists else part for i, part in enumerate(few)]
+        return few, many
+
+    few, many = narrowed((2, 4))
+    for isa in checks.isas()[1:]:
+        with kernels.use("cpu", isa):
+            assert checks.same_bits(own(*few), own(*many))
+    torch.testing.assert_close(own.reference(*few), own(*many), rtol=1e-9, atol=1e-9)
+    for places in ((2,), (3,), (2, 4, 5)):
+        with kernels.use("cpu"), pytest.raises(InputError, match="other types than right and left, both of float32"):
+            own(*narrowed(places)[0])
 
 
 def observed_surrogate():

@@ -350,9 +350,10 @@ def zonal(adjoint: bool, draw: Draw, M: int, rows: int, columns: int, C: int, mo
     half = draw.normal(waves, modes // 2, 1 + full * (modes // 2 - 1)) / modes**0.5
     factor = torch.stack([torch.block_diag(h, h) for h in half]) if full else half.repeat(1, 2, 1)[..., 0]
     floor, transforms = draw.normal(waves, size), (analysis, analysis.T.contiguous())
+    before, after = (draw.normal(size), draw.normal(size)) if full else (draw.normal(0), draw.normal(size))
     turned = packed(factor.mT) if full else factor
-    matrices = (*transforms, packed(right), packed(factor) if full else factor, packed(left), floor)
-    transposed = (*transforms, packed(left.mT), turned, packed(right.mT), floor)
+    matrices = (*transforms, packed(right), packed(factor) if full else factor, packed(left), floor, before, after)
+    transposed = (*transforms, packed(left.mT), turned, packed(right.mT), floor, after, before)
 
     def bind(cast: Cast) -> Callable[..., Outputs]:
         both = list(map(cast, matrices)), list(map(cast, transposed))
@@ -419,6 +420,7 @@ def solve(draw: Draw, M: int, P: int, rows: int, columns: int, C: int, taps: int
         analysis.T.contiguous(),
         *map(packed, (V, middle, V.mT)),
         draw.normal(waves, rows * C).abs(),
+        *[0.5 + draw.normal(rows * C).abs()] * 2,
     )
 
     def parts(cast: Cast) -> tuple[Any, ...]:

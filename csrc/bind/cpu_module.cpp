@@ -213,13 +213,13 @@ void restricted_step(Address x, Address r, Address p, Address rr, Address x0, Ad
 }
 
 // project: index, weight, rank; adjoint: cell, length, observation, weight, tile, row; head: weight, neighbour, ...,
-// entry; zonal: analysis, ..., floor. Sizes: members, observations, cells, points; places, features, sites, taps;
-// rows, columns, waves, modes.
+// entry; zonal: analysis, ..., after, right and left float where they are narrow. Sizes: members, observations, cells,
+// points; places, features, sites, taps; rows, columns, waves, modes.
 template <class T>
 void restricted_solve(Address x, Address f, Address rr, Address limit, Address slope, double factor, int64_t iterations,
                       const std::array<Address, 3>& project, const std::array<Address, 6>& adjoint,
-                      const std::array<Address, 7>& head, const std::array<Address, 6>& zonal,
-                      const std::array<int64_t, 12>& sizes, int threads) {
+                      const std::array<Address, 7>& head, const std::array<Address, 8>& zonal,
+                      const std::array<int64_t, 12>& sizes, bool narrow, int threads) {
   const auto [members, observations, cells, points, places, features, sites, taps, rows, columns, waves, modes] = sizes;
   const lsda::SolveParams<T> a = {
       at<T>(x),
@@ -237,8 +237,9 @@ void restricted_solve(Address x, Address f, Address rr, Address limit, Address s
        at<int64_t>(adjoint[4]), members, cells, observations, at<int32_t>(adjoint[5])},
       lsda::bind::head_params<T>(head[0], head[1], head[2], head[3], head[4], head[5], head[6], members, features,
                                  places, sites, taps, cells, true),
-      {nullptr, nullptr, at<T>(zonal[0]), at<T>(zonal[1]), at<T>(zonal[2]), at<T>(zonal[3]), at<T>(zonal[4]),
-       at<T>(zonal[5]), members, rows, columns, features, waves, modes, true, nullptr}};
+      {nullptr, nullptr, at<T>(zonal[0]), at<T>(zonal[1]), at<void>(zonal[2]), at<T>(zonal[3]), at<void>(zonal[4]),
+       at<T>(zonal[5]), at<T>(zonal[6]), at<T>(zonal[7]), members, rows, columns, features, waves, modes, true, narrow,
+       nullptr}};
   const py::gil_scoped_release released;
   lsda::cpu::restricted_solve(a, threads);
 }
@@ -253,10 +254,11 @@ void shuffle(Address out, Address in, Address weight, Address bias, int64_t memb
 
 template <class T>
 void zonal(Address out, Address x, Address analysis, Address synthesis, Address right, Address middle, Address left,
-           Address floor, Address scratch, int64_t members, int64_t rows, int64_t columns, int64_t channels,
-           int64_t waves, int64_t modes, bool full, int threads) {
-  lsda::cpu::zonal<T>({at<T>(out), at<T>(x), at<T>(analysis), at<T>(synthesis), at<T>(right), at<T>(middle),
-                       at<T>(left), at<T>(floor), members, rows, columns, channels, waves, modes, full, at<T>(scratch)},
+           Address floor, Address before, Address after, Address scratch, int64_t members, int64_t rows,
+           int64_t columns, int64_t channels, int64_t waves, int64_t modes, bool full, bool narrow, int threads) {
+  lsda::cpu::zonal<T>({at<T>(out), at<T>(x), at<T>(analysis), at<T>(synthesis), at<void>(right), at<T>(middle),
+                       at<void>(left), at<T>(floor), at<T>(before), at<T>(after), members, rows, columns, channels,
+                       waves, modes, full, narrow, at<T>(scratch)},
                       threads);
 }
 

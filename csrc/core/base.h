@@ -18,7 +18,7 @@
 namespace lsda {
 
 // Raised whenever a signature in bind/ changes: Python leaves a module of another number alone.
-constexpr int kAbi = 11;
+constexpr int kAbi = 12;
 
 // Elements of one member that are worked on, and summed, together. Part of the result: sums go block by block.
 constexpr int64_t kBlock = 4096;

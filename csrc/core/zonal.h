@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with a covariance, or its root, that is the same at every longitude: Fourier transform in longitude, and for
-// each wavenumber (left middle right^H + floor) of what is at its rows and channels, in real arithmetic.
+// each wavenumber after (left middle right^H + floor) before of what is at its rows and channels, in real arithmetic.
 #pragma once
 
 #include "core/product.h"
@@ -10,13 +10,16 @@ namespace lsda {
 template <class T>
 struct ZonalParams {
   T* out;
-  const T* x;                      // (members, rows, columns, channels)
-  const T *analysis, *synthesis;   // (2 waves, columns), real parts first, and (columns, 2 waves)
-  const T *right, *middle, *left;  // (waves, modes / 16, size, 16), below, (waves, size / 16, modes, 16)
-  const T* floor;                  // (waves, size), size = rows channels
+  const T* x;                     // (members, rows, columns, channels)
+  const T *analysis, *synthesis;  // (2 waves, columns), real parts first, and (columns, 2 waves)
+  const void* right;              // (waves, modes / 16, size, 16), size = rows channels
+  const T* middle;
+  const void* left;                                        // (waves, size / 16, modes, 16)
+  const T *floor, *before, *after;                         // (waves, size), (size) twice or null
   int64_t members, rows, columns, channels, waves, modes;  // modes: real parts and imaginary parts
-  bool full;   // middle is a matrix, (waves, modes / 16, modes, 16), else a factor of each mode, (waves, modes)
-  T* scratch;  // zonal_scratch
+  bool full;    // middle is a matrix, (waves, modes / 16, modes, 16), else a factor of each mode, (waves, modes)
+  bool narrow;  // right and left are float, whatever T is
+  T* scratch;   // zonal_scratch
 };
 
 // From one member's modes to the next, and from one wavenumber's: what is read together does not fall into the same few
@@ -64,9 +67,9 @@ LSDA_INLINE void zonal_weights(T* out, const T* c, const T* factor, int64_t mode
 }
 
 template <class T>
-LSDA_INLINE void zonal_floor(T* out, const T* floor, int64_t size) {
+LSDA_INLINE void zonal_scale(T* out, const T* factor, int64_t size) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) out[i] = out[i] * floor[i];
+  for (int64_t i = 0; i < size; ++i) out[i] = out[i] * factor[i];
 }
 
 }  // namespace core

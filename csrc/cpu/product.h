@@ -11,23 +11,23 @@ namespace lsda::dispatch {
 template <class T>
 constexpr int kHalf = sizeof(T) / sizeof(float);
 
-template <class T>
-[[maybe_unused]] static void product_baseline(const ProductParams<T>& p) {
+template <class T, class W>
+[[maybe_unused]] static void product_baseline(const ProductParams<T, W>& p) {
   core::product<1, 2 / kHalf<T>>(p);
 }
 
-template <class T>
-[[maybe_unused]] LSDA_TARGET_V3 static void product_v3(const ProductParams<T>& p) {
+template <class T, class W>
+[[maybe_unused]] LSDA_TARGET_V3 static void product_v3(const ProductParams<T, W>& p) {
   core::product<1, 6 / kHalf<T>>(p);
 }
 
-template <class T>
-[[maybe_unused]] LSDA_TARGET_V4 static void product_v4(const ProductParams<T>& p) {
+template <class T, class W>
+[[maybe_unused]] LSDA_TARGET_V4 static void product_v4(const ProductParams<T, W>& p) {
   core::product<2, 8 / kHalf<T>>(p);
 }
 
-template <class T>
-static void product(const ProductParams<T>& p) {
+template <class T, class W = T>
+static void product(const ProductParams<T, W>& p) {
   LSDA_CHOOSE(product, p);
 }
 

@@ -11,26 +11,36 @@ namespace lsda {
 
 LSDA_DISPATCH(zonal_coefficients)
 LSDA_DISPATCH(zonal_weights)
-LSDA_DISPATCH(zonal_floor)
+LSDA_DISPATCH(zonal_scale)
 
 namespace cpu {
 namespace {
 
-// in (rows, taps) times packed (columns / 16, taps, 16); rows of out and in so far apart.
-template <class T>
-ProductParams<T> dense(T* out, int64_t out_row, const T* in, int64_t in_row, const T* weight, const T* add,
-                       int64_t rows, int64_t columns, int64_t taps) {
+// in (rows, taps) times the m-th of packed matrices (columns / 16, taps, 16); rows of out and in so far apart.
+template <class W, class T>
+void dense(T* out, int64_t out_row, const T* in, int64_t in_row, const void* weights, int64_t m, const T* add,
+           int64_t rows, int64_t columns, int64_t taps) {
   constexpr int64_t together = kTogetherColumns;
-  return {out, in, weight, nullptr, add, rows, columns, taps, 1, out_row, in_row, 0, 0, together, taps * together};
+  const W* weight = static_cast<const W*>(weights) + m * columns * taps;
+  dispatch::product<T, W>(
+      {out, in, weight, nullptr, add, rows, columns, taps, 1, out_row, in_row, 0, 0, together, taps * together});
 }
 
 // The members [first, last) of a wavenumber, in place: modes (members, 2, size).
-template <class T>
+template <class W, class T>
 void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t first, int64_t last) {
-  const int64_t size = a.rows * a.channels, pitch = zonal_pitch(a), count = last - first, all = a.modes * size;
+  const int64_t size = a.rows * a.channels, pitch = zonal_pitch(a), count = last - first;
   T *flat = modes + m * zonal_step(a) + first * 2 * pitch, *wide = scratch + (m * a.members + first) * 6 * a.modes;
   T *one = wide + 2 * count * a.modes, *two = one + 2 * count * a.modes;
-  dispatch::product(dense<T>(wide, a.modes, flat, pitch, a.right + m * all, nullptr, 2 * count, a.modes, size));
+  const T* nothing = nullptr;
+  const auto scale = [&](const T* factor) {
+    for (int64_t i = 0; factor && i < 2 * count; ++i) {
+      T* to = flat + i * pitch;
+      dispatch::zonal_scale(to, factor, size);
+    }
+  };
+  scale(a.before);
+  dense<W>(wide, a.modes, flat, pitch, a.right, m, nothing, 2 * count, a.modes, size);
   for (int64_t i = 0; i < count; ++i) {
     T* to = one + i * a.modes;
     const T* from = wide + 2 * i * a.modes;
@@ -38,8 +48,7 @@ void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t firs
   }
   const T* c = one;
   if (a.full) {
-    dispatch::product(
-        dense<T>(two, a.modes, one, a.modes, a.middle + m * a.modes * a.modes, nullptr, count, a.modes, a.modes));
+    dense<T>(two, a.modes, one, a.modes, a.middle, m, nothing, count, a.modes, a.modes);
     c = two;
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -47,12 +56,9 @@ void wave(const ZonalParams<T>& a, T* modes, T* scratch, int64_t m, int64_t firs
     const T *from = c + i * a.modes, *factor = a.full ? nullptr : a.middle + m * a.modes;
     dispatch::zonal_weights(to, from, factor, a.modes);
   }
-  for (int64_t i = 0; i < 2 * count; ++i) {
-    T* to = flat + i * pitch;
-    const T* floor = a.floor + m * size;
-    dispatch::zonal_floor(to, floor, size);
-  }
-  dispatch::product(dense<T>(flat, pitch, wide, a.modes, a.left + m * all, flat, 2 * count, size, a.modes));
+  scale(a.floor + m * size);
+  dense<W>(flat, pitch, wide, a.modes, a.left, m, flat, 2 * count, size, a.modes);
+  scale(a.after);
 }
 
 }  // namespace
@@ -74,7 +80,8 @@ void zonal(const ZonalParams<T>& a, int threads) noexcept {
                 per = blocks_of(a.members, pieces < 1 ? 1 : pieces);
   parallel_for(a.members ? a.waves * blocks_of(a.members, per) : 0, threads, [&](int64_t task) {
     const int64_t parts = blocks_of(a.members, per), first = task % parts * per;
-    wave(a, modes, rest, task / parts, first, smaller(first + per, a.members));
+    const auto own = a.narrow ? wave<float, T> : wave<T, T>;
+    own(a, modes, rest, task / parts, first, smaller(first + per, a.members));
   });
   parallel_for(a.members * a.rows, threads, [&](int64_t i) {
     dispatch::product<T>({a.out + i * image, a.synthesis, modes + i / a.rows * 2 * size + i % a.rows * a.channels,

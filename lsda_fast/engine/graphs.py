@@ -27,6 +27,7 @@ from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Estimate, Guidance, Likelihood
 from lsda_fast.kernels.buckets import bucket
+from lsda_fast.kernels.kept import State, state_of, unchanged
 from lsda_fast.kernels.registry import forced
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
@@ -160,11 +161,15 @@ def choose_execution(backend: Backend, device: torch.device, guidance: Guidance)
 
 
 class _Graph(NamedTuple):
-    """A recording, and a run's evaluations; ``lent``: places of its inputs with the numbers of another analysis."""
+    """A recording, and the evaluations of a run.
+
+    ``lent``: places of its inputs with the numbers of another analysis; ``state``: of what was copied there last.
+    """
 
     recording: Recording
     evaluations: Counter[str]
     lent: set[int]
+    state: dict[int, State]
 
 
 class Graphs:
@@ -261,7 +266,9 @@ class Graphs:
 
         try:
             recording = self._recorder.record(block, inputs)
-            return _Graph(recording, Counter(own.evaluations), set()), estimates.pop() if recording.computed else None
+            return _Graph(
+                recording, Counter(own.evaluations), set(), {}
+            ), estimates.pop() if recording.computed else None
         except RuntimeError as error:
             short = isinstance(error, torch.OutOfMemoryError)
             self.failure = " ".join(str(error).split())
@@ -278,7 +285,10 @@ def _fill(graph: _Graph, inputs: Sequence[Tensor]) -> None:
     """An analysis into a graph's inputs; InputError where it is one that a graph has taken, after another."""
     for place, (own, value) in enumerate(zip(graph.recording.inputs, inputs, strict=True)):
         if own is not value:
-            own.copy_(value)
+            # What is kept for all analyses comes again as it was.
+            if not unchanged(graph.state.get(place, []), [value]):
+                own.copy_(value)
+                graph.state[place] = state_of([value]) or []
             graph.lent.add(place)
         elif place in graph.lent:
             raise InputError(

@@ -9,9 +9,10 @@ the places of z.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from lsda_fast.errors import InputError
 from lsda_fast.kernels.packed import BLOCK, packed
 from lsda_fast.kernels.zonal_product import ZONAL, zonal_adjoint, zonal_product
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
+
+_FEW = 2  # members, for which a product waits for its matrices
 
 __all__ = ["ZonalCovariance", "ZonalWhitening", "row_taper"]
 
@@ -59,6 +62,7 @@ class ZonalWhitening(Whitening):
         if columns % 2:
             raise InputError(f"zonal whitening of {columns} columns; accepted is an even number of columns")
         self.reach = reach
+        self._fitted: torch.dtype | None = None  # of a copy in float64, what the statistics are in
         waves, n = columns // 2 + 1, channels * rows
         for name, transform in zip(("analysis", "synthesis"), _transforms(columns)):
             self.register_buffer(name, transform.float(), persistent=False)
@@ -95,6 +99,7 @@ class ZonalWhitening(Whitening):
         channels, rows, _ = self.std.shape
         place = self.real.new_empty(1, rows, self.analysis.shape[1], channels)
         likes = [self.analysis, self.synthesis, self.real, self.variance.repeat(1, 2), self.imaginary, self.floor]
+        likes += [self.std, self.std]
         if ZONAL.native(place, likes, []):
             return _through_kernels(*self.kept("packed", self._packed))
         V, gain, DV, D_floor, VT, DVT, H, DD_floor = tensors = self.kept("plain", self._plain)
@@ -112,29 +117,36 @@ class ZonalWhitening(Whitening):
         VT, DVT = V.mT.contiguous(), DV.mT.contiguous()
         return V, gain, DV, D_floor, VT, DVT, self._squared(V, gain), D_floor.square()
 
-    def _packed(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _packed(self) -> "tuple[_Matrices, _Matrices, _Matrices]":
         """The matrices of S^1/2, its transpose and S for ``zonal_product``, channels last."""
         channels, rows, _ = self.std.shape
-        V, gain, DV, D_floor = self._root()
+        floor, gain, V = self._blocks(0.5)
         transforms = (self.analysis, self.synthesis.mT.contiguous())
-        split = [V.unflatten(1, (channels, rows)) for V in (V, DV)]
         # As ``packed`` has them, with places before channels.
-        right, D_right = (t.unflatten(3, (-1, BLOCK)).permute(0, 3, 2, 1, 4).flatten(2, 3).contiguous() for t in split)
-        left, D_left = (t.unflatten(1, (-1, BLOCK)).permute(0, 3, 1, 4, 2).flatten(1, 2).contiguous() for t in split)
+        split = V.unflatten(1, (channels, rows))
+        right = split.unflatten(3, (-1, BLOCK)).permute(0, 3, 2, 1, 4).flatten(2, 3).contiguous()
+        left = split.unflatten(1, (-1, BLOCK)).permute(0, 3, 1, 4, 2).flatten(1, 2).contiguous()
         H = packed(self._squared(V, gain))
         gain = torch.cat([gain, gain], dim=-1).flatten(1)
-        floor, square_floor = (
-            t.reshape(-1, channels, rows).mT.flatten(1).contiguous() for t in (D_floor, D_floor.square())
-        )
-        return (
-            [*transforms, right, gain, D_left, floor],
-            [*transforms, D_right, gain, left, floor],
-            [*transforms, D_right, H, D_left, square_floor],
-        )
+        root, square = (t.flatten(1).expand(-1, channels * rows).contiguous() for t in (floor, self.floor[:, None]))
+        D, none = self.std[..., 0].mT.flatten().contiguous(), self.std.new_empty(0)
+        # For few members V as it was fitted, the same numbers in half as many bytes.
+        few = (right, left) if self._fitted is None else (right.to(self._fitted), left.to(self._fitted))
+        both = [
+            (
+                [*transforms, right, gain, left, root, none, D],
+                [*transforms, right, gain, left, root, D, none],
+                [*transforms, right, H, left, square, D, D],
+            )
+            for right, left in (few, (right, left))
+        ]
+        first, second, third = (_Matrices(*either) for either in zip(*both))
+        return first, second, third
 
     def _widened(self) -> Self:
         wide = super()._widened()
         wide.analysis, wide.synthesis = (t.to(self.std.device) for t in _transforms(self.analysis.shape[1]))
+        wide._fitted = self.std.dtype
         return wide
 
     def _root(self) -> Root:
@@ -188,23 +200,38 @@ class ZonalWhitening(Whitening):
         return self._spectral(z / self.std, V, partial(_scaled, gain), V.mT, floor)
 
 
+class _Matrices(NamedTuple):
+    """Of ``zonal_product``, for few members and for many: to the same bits."""
+
+    few: list[Tensor]
+    many: list[Tensor]
+
+    def of(self, members: int) -> list[Tensor]:
+        """Those that are faster for so many."""
+        return self.few if members <= _FEW else self.many
+
+
 @dataclass(frozen=True, eq=False)
 class ZonalCovariance:
-    """z -> S z through ``zonal_product``, with its matrices."""
+    """z -> S z through ``zonal_product``, with its matrices by the number of members."""
 
-    square: list[Tensor]
+    square: Callable[[int], list[Tensor]]
 
     def __call__(self, z: Tensor) -> Tensor:
         """The product."""
-        return _last(lambda z: zonal_product(z, self.square, self.square), z)
+        square = self.square(len(z))
+        return _last(lambda z: zonal_product(z, square, square), z)
 
 
-def _through_kernels(root: list[Tensor], transposed: list[Tensor], square: list[Tensor]) -> Coloring:
+def _through_kernels(root: _Matrices, transposed: _Matrices, square: _Matrices) -> Coloring:
+    def product(operation: Any, u: Tensor) -> Tensor:
+        return operation(u, root.of(len(u)), transposed.of(len(u)))
+
     return Coloring(
-        partial(_last, lambda u: zonal_product(u, root, transposed)),
-        lambda z: _last(lambda u: zonal_adjoint(u, root, transposed), z).contiguous(),
-        ZonalCovariance(square),
-        tuple(dict.fromkeys((*root, *transposed, *square))),
+        partial(_last, partial(product, zonal_product)),
+        lambda z: _last(partial(product, zonal_adjoint), z).contiguous(),
+        ZonalCovariance(square.of),
+        tuple(dict.fromkeys(t for matrices in (root, transposed, square) for side in matrices for t in side)),
     )
 
 

@@ -109,7 +109,7 @@ void zonal_product(int64_t members, int64_t rows, int64_t columns, int64_t chann
   constexpr int64_t together = lsda::kTogetherColumns;
   const int64_t waves = columns / 2 + 1, n = rows * channels, size = members * columns * n;
   auto x = random<T>(size), v = random<T>(size), analysis = random<T>(2 * waves * columns);
-  auto V = random<T>(waves * n * modes), floor = random<T>(waves * n);
+  auto V = random<T>(waves * n * modes), floor = random<T>(waves * n), scale = random<T>(n);
   auto middle = random<T>(waves * modes * (full ? modes : 1));
   Block<T> synthesis(analysis.size), right(V.size), left(V.size), y(size), z(size);
   for (int64_t f = 0; f < 2 * waves; ++f) {
@@ -133,9 +133,10 @@ void zonal_product(int64_t members, int64_t rows, int64_t columns, int64_t chann
       }
     }
   }
-  lsda::ZonalParams<T> p = {
-      y.get(), x.get(), analysis.get(), synthesis.get(), right.get(), middle.get(), left.get(), floor.get(),
-      members, rows,    columns,        channels,        waves,       modes,        full,       nullptr};
+  lsda::ZonalParams<T> p = {y.get(),      x.get(),    analysis.get(), synthesis.get(), right.get(),
+                            middle.get(), left.get(), floor.get(),    scale.get(),     scale.get(),
+                            members,      rows,       columns,        channels,        waves,
+                            modes,        full,       false,          nullptr};
   Block<T> scratch(lsda::zonal_scratch(p));
   p.scratch = scratch.get();
   lsda::cpu::zonal(p, threads);
@@ -149,6 +150,20 @@ void zonal_product(int64_t members, int64_t rows, int64_t columns, int64_t chann
     sum += std::abs(static_cast<double>(v[i]) * y[i]);
   }
   expect(within<T>(one, other, 8 * sum), "zonal");
+  // Matrices that float holds give the same bits as float.
+  Block<float> right_narrow(right.size), left_narrow(left.size);
+  for (int64_t i = 0; i < right.size; ++i) {
+    right[i] = right_narrow[i] = static_cast<float>(right[i]);
+    left[i] = left_narrow[i] = static_cast<float>(left[i]);
+  }
+  p.out = y.get();
+  lsda::cpu::zonal(p, threads);
+  p.right = right_narrow.get();
+  p.left = left_narrow.get();
+  p.narrow = true;
+  p.out = z.get();
+  lsda::cpu::zonal(p, threads);
+  for (int64_t i = 0; i < size; ++i) expect(y[i] == z[i], "zonal with narrow matrices");
 }
 
 template <class T>
@@ -273,8 +288,8 @@ void restricted_solve(int64_t members, int64_t rows, int64_t columns, int64_t it
        {nullptr, nullptr, place.get(), one_each.get(), place.get(), points.get(), tile.get(), members, S, S, nullptr},
        {layer.get(), place.get(), start.get(), zero.get(), place.get(), start.get(), place.get(), members, C, S, S, 1,
         S, true},
-       {nullptr, nullptr, analysis.get(), synthesis.get(), right.get(), middle.get(), left.get(), floor.get(), members,
-        rows, columns, C, waves, C, true, nullptr}},
+       {nullptr, nullptr, analysis.get(), synthesis.get(), right.get(), middle.get(), left.get(), floor.get(), nullptr,
+        nullptr, members, rows, columns, C, waves, C, true, false, nullptr}},
       threads);
   // The same among numbers of each observation, in float64.
   for (int64_t m = 0; m < members; ++m) {
