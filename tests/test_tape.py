@@ -157,6 +157,16 @@ def test_what_cannot_be_recorded_is_refused(block, words):
         Tape([x]).record(lambda: block(x))
 
 
+WRITTEN = torch.ones(4, 6)
+
+
+@pytest.mark.parametrize("block", [lambda x: (x.mul_(2),), lambda x: (WRITTEN.add_(x),), lambda x: (x[0].zero_(),)])
+def test_a_block_that_writes_to_what_it_was_given_is_refused(block):
+    x = drawn(4, 6)
+    with pytest.raises(RuntimeError, match="writes to what a block was given"), torch.no_grad():
+        Tape([x]).record(lambda: block(x))
+
+
 def test_results_share_memory_that_lives_do_not():
     """A chain of a hundred results needs two at a time; two that are put out, and a branch, their own."""
 

@@ -149,7 +149,7 @@ class Tape(TorchDispatchMode):
         made = [self._make(t) if isinstance(t, Tensor) else None for t in _leaves(result)]
         fresh = [place for place in made if place]
         if func._schema.is_mutable:
-            changed = _changed(func, args, kwargs)
+            changed = self._changed(func, args, kwargs)
             if fresh:
                 self._add(name, partial(_copied, func), (made, *args), kwargs, [*fresh, *changed])
             else:
@@ -167,6 +167,17 @@ class Tape(TorchDispatchMode):
                 self._add(name, partial(_copied, func), (made, *args), kwargs, fresh)
             else:
                 self._add(name, into, args, kwargs | dict(zip(outs, fresh)), fresh)
+
+    def _changed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[_Place]:
+        """What an operation writes to, of what it is given."""
+        values = _named(func, args, kwargs)
+        into = [
+            slot.name for slot in func._schema.arguments if slot.alias_info is not None and slot.alias_info.is_write
+        ]
+        found = [leaf for name in into for leaf in _leaves(values.get(name)) if leaf is not None]
+        if any(isinstance(leaf, Tensor) or leaf.storage in self.inputs for leaf in found):
+            raise RuntimeError(f"{func} writes to what a block was given; accepted: to what it has made")
+        return found
 
     def _note(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Native code: operations are functional, so it writes to what no call has named before."""
@@ -353,13 +364,6 @@ def _number(t: Tensor) -> int:
 
 def _places(tree: Any) -> list[_Place]:
     return [leaf for leaf in _leaves(tree) if isinstance(leaf, _Place)]
-
-
-def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[_Place]:
-    """What an operation writes to, of what it is given."""
-    values = _named(func, args, kwargs)
-    slots = [slot.name for slot in func._schema.arguments if slot.alias_info is not None and slot.alias_info.is_write]
-    return _places([values.get(name) for name in slots])
 
 
 def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
