@@ -1,13 +1,28 @@
 """What is made of tensors and kept while they stay as they are."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["State", "state_of", "unchanged"]
+__all__ = ["State", "is_kept", "keep", "state_of", "unchanged"]
 
 State = list[tuple[Tensor, int]]
+
+_KEPT: Any = WeakTensorKeyDictionary()
+
+
+def keep(tensors: Iterable[Tensor]) -> None:
+    """These are kept for all analyses, and are not written to."""
+    for t in tensors:
+        _KEPT[t] = True
+
+
+def is_kept(t: Tensor) -> bool:
+    """Whether a tensor is one that is kept."""
+    return t in _KEPT
 
 
 def state_of(tensors: Iterable[Tensor]) -> State | None:

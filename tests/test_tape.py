@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
@@ -17,6 +18,7 @@ from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.engine.tape import Replay, Tape
 from lsda_fast.engine.watch import HostReadError
 from lsda_fast.guidance import DPS, GaussNewton, LatentOptimization, ObsFree
+from lsda_fast.kernels.kept import is_kept
 from lsda_fast.kernels.norm_silu import norm_silu
 from lsda_fast.sampler import Sampler
 
@@ -234,14 +236,32 @@ def test_weights_that_were_written_to_are_read_anew(tiny):
     case = tiny.background(), tiny.table(16)
     for _ in range(4):
         before = assimilate(*case).analysis
-    for one in (assimilate, other):
-        with torch.no_grad():
-            for module in one.package.modules.values():
-                for weight in module.parameters():
-                    weight.mul_(1.01)
-    after = assimilate(*case).analysis
-    assert after.equals(other(*case).analysis)
-    assert not after.equals(before)
+    for change in ("parameters", "buffers"):
+        for one in (assimilate, other):
+            with torch.no_grad():
+                for module in one.package.modules.values():
+                    for weight in getattr(module, change)():
+                        weight.mul_(1.01)
+        after = assimilate(*case).analysis
+        assert after.equals(other(*case).analysis)
+        assert not after.equals(before)
+        before = after
+
+
+def test_what_is_kept_for_all_analyses_is_read_where_it_is():
+    """The matrices of a covariance are most of what an analysis has."""
+    case = demo()
+    graphs = Graphs(Sampler(SHORT, steps=1, block=1), TapeRecorder())
+    likelihood = case.likelihood(0.01)
+    for _ in range(3):
+        prior = case.prior(fused=True)
+        graphs._sampler(prior, likelihood, run=graphs)
+    (graph,) = graphs._graphs.values()
+    kept = [t for t in graphs._sampler.inputs(prior, likelihood) if is_kept(t)]
+    copied = sum(t.untyped_storage().nbytes() for t in graph.recording.inputs)
+    assert 10 * copied < sum(t.nbytes for t in kept)
+    storages = {t.untyped_storage().data_ptr() for t in kept}
+    assert not storages & {t.untyped_storage().data_ptr() for t in graph.recording.inputs}
 
 
 def test_blocks_of_another_number_of_threads_are_others(tiny):

@@ -27,7 +27,7 @@ from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Estimate, Guidance, Likelihood
 from lsda_fast.kernels.buckets import bucket
-from lsda_fast.kernels.kept import State, state_of, unchanged
+from lsda_fast.kernels.kept import is_kept
 from lsda_fast.kernels.registry import forced
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
@@ -161,15 +161,11 @@ def choose_execution(backend: Backend, device: torch.device, guidance: Guidance)
 
 
 class _Graph(NamedTuple):
-    """A recording, and the evaluations of a run.
-
-    ``lent``: places of its inputs with the numbers of another analysis; ``state``: of what was copied there last.
-    """
+    """A recording, and a run's evaluations; ``lent``: places of its inputs with the numbers of another analysis."""
 
     recording: Recording
     evaluations: Counter[str]
     lent: set[int]
-    state: dict[int, State]
 
 
 class Graphs:
@@ -225,8 +221,10 @@ class Graphs:
             self._lock.release()
 
     def _run(self, prior: Prior, likelihood: Likelihood, key: Key) -> Estimate:
-        inputs = [*self._sampler.inputs(prior, likelihood), key.members, key.seed]
-        settings = repr(vars(self._sampler)), repr(likelihood.robust), forced(), torch.get_num_threads()
+        tensors = [*self._sampler.inputs(prior, likelihood), key.members, key.seed]
+        # What is kept for all analyses is read where it is; where it is made anew there is another recording.
+        kept, inputs = ([t for t in tensors if is_kept(t) == either] for either in (True, False))
+        settings = repr(vars(self._sampler)), repr(likelihood.robust), forced(), torch.get_num_threads(), *map(id, kept)
         shapes = (settings, *((tuple(t.shape), t.stride(), t.dtype) for t in inputs))
         graph = self._graphs.get(shapes)
         if graph and not graph.recording.valid():
@@ -266,9 +264,8 @@ class Graphs:
 
         try:
             recording = self._recorder.record(block, inputs)
-            return _Graph(
-                recording, Counter(own.evaluations), set(), {}
-            ), estimates.pop() if recording.computed else None
+            graph = _Graph(recording, Counter(own.evaluations), set())
+            return graph, estimates.pop() if recording.computed else None
         except RuntimeError as error:
             short = isinstance(error, torch.OutOfMemoryError)
             self.failure = " ".join(str(error).split())
@@ -285,10 +282,7 @@ def _fill(graph: _Graph, inputs: Sequence[Tensor]) -> None:
     """An analysis into a graph's inputs; InputError where it is one that a graph has taken, after another."""
     for place, (own, value) in enumerate(zip(graph.recording.inputs, inputs, strict=True)):
         if own is not value:
-            # What is kept for all analyses comes again as it was.
-            if not unchanged(graph.state.get(place, []), [value]):
-                own.copy_(value)
-                graph.state[place] = state_of([value]) or []
+            own.copy_(value)
             graph.lent.add(place)
         elif place in graph.lent:
             raise InputError(

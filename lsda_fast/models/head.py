@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsda_fast.kernels.geo_conv import geo_conv_products
 from lsda_fast.kernels.geo_pad import geo_fold, geo_pad
 from lsda_fast.kernels.head_plan import HeadPlan
+from lsda_fast.kernels.packed import BLOCK
 from lsda_fast.models.layers import GeoConv2d
 
 __all__ = ["Head"]
@@ -67,8 +69,8 @@ class Head:
 
     def state(self, features: Tensor) -> Tensor:
         """What it makes of features (M, F, h, w) everywhere, (M, C, H, W), without the bias."""
-        patches = F.conv2d(geo_pad(features, self._reach, self.periodic, self.poles), self._kernel)
         C, H, W = self.shape
+        patches = self._everywhere(features)
         parts = patches.unflatten(1, (C, *self.patch)).permute(0, 1, 4, 2, 5, 3)
         return parts.reshape(-1, C, H, W)
 
@@ -77,6 +79,14 @@ class Head:
         (h, w), (p, q) = self.grid, self.patch
         patches = x.unflatten(3, (w, q)).unflatten(2, (h, p)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
         return geo_fold(F.conv_transpose2d(patches, self._kernel), self._reach, self.periodic, self.poles)
+
+    def _everywhere(self, features: Tensor) -> Tensor:
+        """All rows of the weight at every place, (M, C p q, h, w)."""
+        kernel, pad = self._kernel, (self._reach, self.periodic, self.poles)
+        count = len(kernel)
+        # Filled up to what C++ reads together, which it still does in half the time of torch.
+        own = geo_conv_products(features, F.pad(kernel, [0] * 7 + [-count % BLOCK]), None, pad) if self._reach else None
+        return own[0][:, :count] if own else F.conv2d(geo_pad(features, *pad), kernel)
 
     @property
     def _reach(self) -> int:

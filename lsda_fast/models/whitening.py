@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lsda_fast.kernels.kept import State, state_of, unchanged
+from lsda_fast.kernels.kept import State, keep, state_of, unchanged
 
 __all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Linear", "Whitening"]
 
@@ -72,6 +72,7 @@ class Whitening(nn.Module):
         new, state = make(), state_of(buffers)
         if state:
             self._made[name] = state, new
+            keep(_tensors(new))
         return new
 
     @property
