@@ -13,6 +13,7 @@ from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
+from lsda_fast.engine import tape
 from lsda_fast.engine.arena import Arena, arranged
 from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.engine.tape import Replay, Tape
@@ -29,10 +30,10 @@ def replay_of(block, *inputs):
     """The recording of ``block(*inputs)``; recorded as it is run."""
     with torch.no_grad():
         expected = block(*inputs)
-        tape = Tape(inputs)
-        outputs = tape.record(lambda: block(*inputs))
+        taped = Tape(inputs)
+        outputs = taped.record(lambda: block(*inputs))
         same(outputs, expected)
-        return Replay(tape, inputs, outputs, Arena())
+        return Replay(taped, inputs, outputs, Arena())
 
 
 def same(outputs, expected):
@@ -159,6 +160,15 @@ def test_what_cannot_be_recorded_is_refused(block, words):
         Tape([x]).record(lambda: block(x))
 
 
+def test_what_is_too_long_is_not_recorded(tiny, monkeypatch):
+    monkeypatch.setattr(tape, "_MOST", 50)
+    assimilate = Assimilator(tiny.package(), SHORT, steps=2, block=2, backend="fused")
+    for _ in range(4):
+        assimilate(tiny.background(), tiny.table(16))
+    assert "a block of more than 50 calls" in assimilate.engine.execution.reason
+    assert assimilate.engine.execution.name == "eager"
+
+
 WRITTEN = torch.ones(4, 6)
 
 
@@ -186,9 +196,9 @@ def test_results_share_memory_that_lives_do_not():
             return super().of(size)
 
     x = torch.zeros(1000)
-    tape = Tape([x])
+    taped = Tape([x])
     with torch.no_grad():
-        Replay(tape, [x], tape.record(lambda: block(x)), Told())
+        Replay(taped, [x], taped.record(lambda: block(x)), Told())
     assert sizes == [3 * 4032]
 
 

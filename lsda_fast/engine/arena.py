@@ -1,7 +1,7 @@
 """Storages of known size and life in one piece of memory."""
 
 import mmap
-from bisect import insort
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -50,14 +50,17 @@ def arranged(sizes: Mapping[int, int], lives: Mapping[int, tuple[int, int]]) -> 
         First and last moment of each.
     """
     begins: dict[int, int] = {}
-    placed: list[tuple[int, int, int]] = []  # begin, end, number; in the order of memory
+    spans: dict[int, tuple[int, int]] = {}
+    living: defaultdict[int, list[int]] = defaultdict(list)  # those placed, by moment
     for number in sorted(sizes, key=lambda n: (-sizes[n], lives[n])):
         size = -(-sizes[number] // _ALIGNMENT) * _ALIGNMENT
-        first, last = lives[number]
-        beside = [(a, b) for a, b, n in placed if lives[n][0] <= last and first <= lives[n][1]]
+        moments = range(lives[number][0], lives[number][1] + 1)
+        beside = sorted(spans[n] for n in {n for moment in moments for n in living[moment]})
         begins[number] = begin = _hole(beside, size)
-        insort(placed, (begin, begin + size, number))
-    return begins, max((end for _, end, _ in placed), default=0)
+        spans[number] = begin, begin + size
+        for moment in moments:
+            living[moment].append(number)
+    return begins, max((end for _, end in spans.values()), default=0)
 
 
 def _hole(taken: Sequence[tuple[int, int]], size: int) -> int:

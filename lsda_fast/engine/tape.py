@@ -35,6 +35,8 @@ from lsda_fast.kernels.registry import OPERATIONS, Operation
 
 __all__ = ["Replay", "Tape"]
 
+_MOST = 20_000  # calls of a block, each a kilobyte; those of few levels have a thousand
+
 # Memory without values.
 _EMPTY = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided")
 # The same number everywhere, whatever the tensor that they are like: the number, or the argument that says it.
@@ -186,6 +188,8 @@ class Tape(TorchDispatchMode):
         self._add(f"lsda::{name}", function, placed, None, new)
 
     def _add(self, name: str, function: Any, args: Any, kwargs: Any, written: Sequence[_Place]) -> None:
+        if len(self.calls) == _MOST:
+            raise RuntimeError(f"a block of more than {_MOST} calls; accepted: shorter ones")
         touched = {place.storage for place in (*_places((args, kwargs)), *written)}
         self._touched |= touched
         self.calls.append(_Call(name, function, args, kwargs, touched, {place.storage for place in written}))
