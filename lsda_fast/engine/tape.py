@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsda_fast.engine.arena import Arena, arranged
-from lsda_fast.engine.watch import HostReadError, check_host
+from lsda_fast.engine.watch import HostReadError, check_host, made_of_others
 from lsda_fast.kernels import native
 from lsda_fast.kernels.kept import state_of, unchanged
 from lsda_fast.kernels.registry import OPERATIONS, Operation
@@ -126,7 +125,7 @@ class Tape(TorchDispatchMode):
         kwargs, name = kwargs or {}, func._schema.name.partition("::")[2]
         if func.namespace == "lsda" and OPERATIONS[name].choose(*args).implementation in ("cpu", "reference"):
             return self._operation(OPERATIONS[name], args)
-        if func.namespace == "aten" and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        if made_of_others(func):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from lsda_fast.kernels.registry import OPERATIONS
 
-__all__ = ["HostReadError", "Watch", "check_host", "values_aside"]
+__all__ = ["HostReadError", "Watch", "check_host", "made_of_others", "values_aside"]
 
 _CUDA_STEP = 512  # bytes that torch's allocator rounds up to
 
@@ -38,6 +38,11 @@ def check_host(func: Any) -> None:
     """HostReadError where an operation lets the host read a value, or brings one."""
     if torch.Tag.data_dependent_output in func.tags or func in _BROUGHT:
         raise HostReadError(f"{func} in a block of members; accepted: nothing that the host reads or brings")
+
+
+def made_of_others(func: Any) -> bool:
+    """Of torch's operations one (contiguous, reshape) that comes whole below autograd, and may make memory or not."""
+    return func.namespace == "aten" and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 
 class Watch(TorchDispatchMode):
@@ -73,8 +78,7 @@ class Watch(TorchDispatchMode):
         if func.namespace == "lsda" and operation and operation.choose(*args).implementation == "reference":
             with self:
                 return operation.reference(*args)
-        # Below autograd one that is made of others (contiguous, reshape) comes whole, and may make memory or not.
-        if func.namespace == "aten" and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        if made_of_others(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
