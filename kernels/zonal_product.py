@@ -69,13 +69,14 @@ def is_narrow(matrices: Sequence[Tensor]) -> bool:
 def kinds(dtype: torch.dtype, *matrices: Tensor) -> str:
     """Why C++ cannot multiply numbers of this type with these; "" where it can."""
     right, left = matrices[2].dtype, matrices[4].dtype
-    if right == left and all(t.dtype == dtype for i, t in enumerate(matrices) if i not in (2, 4)):
+    rest = {t.dtype for i, t in enumerate(matrices) if i not in (2, 4)}
+    if right == left and right in (dtype, torch.float32) and rest == {dtype}:
         return ""
     return f"{dtype} with other types than right and left, both of float32"
 
 
 def _limits(x: Tensor, matrices: Sequence[Tensor], transposed: Sequence[Tensor]) -> str:
-    wrong = (kinds(x.dtype, *six) for six in (matrices, transposed) if six)
+    wrong = (kinds(x.dtype, *side) for side in (matrices, transposed) if side)
     return next(filter(None, wrong), "") or obstacle(x.shape[3], _modes(matrices[3]))
 
 

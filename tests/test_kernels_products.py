@@ -227,6 +227,13 @@ def test_matrices_in_float32_beside_float64_give_the_bits_of_what_they_are(check
     for places in ((2,), (3,), (2, 4, 5)):
         with kernels.use("cpu"), pytest.raises(InputError, match="other types than right and left, both of float32"):
             own(*narrowed(places)[0])
+    # Nor float64 matrices beside float32.
+    single = [t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in made[0]]
+    for i in lists:
+        single[i] = [t if place in (2, 4) else t.float() for place, t in enumerate(made[0][i])]
+    if operation != "restricted_solve":
+        with kernels.use("cpu"), pytest.raises(InputError, match="other types than right and left, both of float32"):
+            own(*single)
 
 
 def observed_surrogate():

@@ -23,9 +23,9 @@ from lsda_fast.kernels.packed import BLOCK, packed
 from lsda_fast.kernels.zonal_product import ZONAL, zonal_adjoint, zonal_product
 from lsda_fast.models.whitening import Coloring, Linear, Whitening
 
-_FEW = 2  # members, for which a product waits for its matrices
-
 __all__ = ["ZonalCovariance", "ZonalWhitening", "row_taper"]
+
+_FEW = 2  # members, for which a product waits for its matrices
 
 Root = tuple[Tensor, Tensor, Tensor, Tensor]
 
