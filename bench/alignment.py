@@ -7,8 +7,9 @@ package):
 
 - mse, mse_mean: normalised, area-weighted mean square error; wrmse_<channel>: of the members, in the channel's units
 - variance: of the members, normalised: what accuracy is bought with where it falls faster than mse_mean
-- forecast: normalised mean square error of the members' 48-hour forecasts by the package's own model
-- excess: that less the error of the forecast from the truth, by the reference's model, which alignment leaves alone
+- forecast: normalised mean square error of the members' 48-hour forecasts, by the package's own model, which alignment
+  leaves alone, or by the nature run's (--judge nature: needs its environment; a second of a core for each)
+- excess: that less the error of the forecast from the truth
 - physics: the mean reward ``physics`` (or another, --physics) of the members
 
 One JSON line per density, method and package. The change of an aligned package is that of the mean over the cases,
@@ -32,10 +33,11 @@ import pandas as pd
 import torch
 
 from bench.cases.kept import digest_of, kept
+from bench.cases.nature_model import NatureForecast
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.errors import InputError
-from lsda_fast.forecast import forecast
+from lsda_fast.forecast_models import ForecastModel, PackageForecast
 from lsda_fast.guidance import DPS, GaussNewton, Guidance, LatentOptimization, ObsFree, Repaint
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--period", nargs=2, default=PERIOD, metavar=("FIRST", "LAST"))
     parser.add_argument("--physics", default="physics", help="name of the reward that is reported")
+    parser.add_argument("--judge", default="package", choices=("package", "nature"), help="model of the forecasts")
     parser.add_argument("--work", type=Path, default=Path("runs/alignment"), help="folder of finished cases")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
@@ -95,11 +98,15 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     hashes = {name: package_hash(path)[:12] for name, path in paths.items()}
     nature = open_states(str(arguments.nature / "states_*.nc"))
     reference, first = packages["reference"], nature["time"].values[0]
+    judged: tuple[str, ...] = ()
+    judge: ForecastModel = PackageForecast(reference)
+    if arguments.judge == "nature":
+        judged, judge = ("nature",), NatureForecast(reference, arguments.nature)
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
         when = str(twin.truth["time"].values.astype("datetime64[h]"))
-        file = "_".join((when, "truth", hashes["reference"])) + ".json"
-        least = kept(arguments.work / file, partial(least_forecast, reference, twin))["forecast"]
+        file = "_".join((when, "truth", hashes["reference"], *judged)) + ".json"
+        least = kept(arguments.work / file, partial(least_forecast, reference, judge, twin))["forecast"]
         for fraction in FRACTIONS:
             observations = column_observations(
                 x,
@@ -115,18 +122,24 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
                     seen = "free" if isinstance(METHODS[method][0], ObsFree) else fraction
                     given = (METHODS[method], hashes["reference"], tuple(arguments.period), arguments.states, first)
                     key = (when, twin.number, seen, method, hashes[name], arguments.members, arguments.physics)
-                    file = "_".join(map(str, (*key, digest_of(*given)))) + ".json"
-                    case = partial(score, package, METHODS[method], twin, observations, arguments)
+                    file = "_".join(map(str, (*key, digest_of(*given, *judged)))) + ".json"
+                    case = partial(score, package, METHODS[method], twin, observations, judge, arguments)
                     scores = kept(arguments.work / file, case)
                     yield twin.number, fraction, method, name, scores | {"excess": scores["forecast"] - least}
         print(f"state {twin.number + 1} of {arguments.states}", flush=True)
 
 
-def least_forecast(package: Package, twin: Twin) -> Scores:
+def least_forecast(package: Package, judge: ForecastModel, twin: Twin) -> Scores:
     """The error of the forecast from the truth."""
     layout, std = package.layout, package.normalization.std
-    start, later = (layout.to_array(x) for x in (forecast(package, twin.truth, lead=HOURS), twin.later))
-    return {"forecast": normalized_rmse(start, later, layout.grid.area_weights, std) ** 2}
+    truth = package.normalize(layout.to_array(twin.truth)[None])
+    start = package.denormalize(judge(truth, time_of(twin), HOURS))[0]
+    return {"forecast": normalized_rmse(start, layout.to_array(twin.later), layout.grid.area_weights, std) ** 2}
+
+
+def time_of(twin: Twin) -> np.datetime64:
+    """Of the truth and the background."""
+    return twin.truth["time"].values.astype("datetime64[ns]")
 
 
 def score(
@@ -134,6 +147,7 @@ def score(
     method: tuple[Guidance, int],
     twin: Twin,
     observations: Any,
+    judge: ForecastModel,
     arguments: argparse.Namespace,
 ) -> Scores:
     """All scores of one analysis."""
@@ -150,23 +164,22 @@ def score(
     states = {
         "analysis": layout.to_array(analysis),
         "truth": layout.to_array(twin.truth),
-        "forecast": layout.to_array(forecast(package, analysis, lead=HOURS)),
         "later": layout.to_array(twin.later),
         "background": layout.to_array(twin.background),
     }
+    tensors = {name: package.normalize(value) for name, value in states.items()}
+    later = package.denormalize(judge(tensors["analysis"], time_of(twin), HOURS))
     errors = states["analysis"] - states["truth"]
     square = lambda e: np.mean(e**2 * weights, axis=(-2, -1)) / weights.mean()  # noqa: E731
     per_channel = square(errors).mean(0)
-    tensors = {name: package.normalize(value) for name, value in states.items()}
-    when = twin.truth["time"].values.astype("datetime64[ns]")
-    case = Case(package, when, tensors["background"], tensors["truth"], {HOURS: tensors["later"]})
+    case = Case(package, time_of(twin), tensors["background"], tensors["truth"], {HOURS: tensors["later"]})
     with torch.no_grad():
         physics = rewards_of(arguments.physics, package, lead=HOURS)[0](tensors["analysis"], case)
     return {
         "mse": float((per_channel / std**2).mean()),
         "mse_mean": float((square(errors.mean(0)) / std**2).mean()),
         "variance": float((square(errors - errors.mean(0)).sum(0) / (len(errors) - 1) / std**2).mean()),
-        "forecast": float((square(states["forecast"] - states["later"]).mean(0) / std**2).mean()),
+        "forecast": float((square(later - states["later"]).mean(0) / std**2).mean()),
         "physics": float(physics.mean()),
         **{f"mse_{name}": float(per_channel[layout.index(name)]) for name in MAIN if name in layout.names},
         "seconds": seconds,

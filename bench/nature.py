@@ -47,21 +47,10 @@ def to_pressure_levels(native: xr.Dataset) -> xr.Dataset:
 
     A level below the lowest sigma level is extrapolated from the lowest two.
     """
-    surface_pressure = _flat(native["normalized_surface_pressure"]) * P0
-    order = np.argsort(native["level"].values)
-    log_p = np.log(native["level"].values[order])[None, :, None, None] + np.log(surface_pressure)[:, None]
-    columns = {
-        name: native[source].transpose("time", "level", "lat", "lon").values[:, order]
-        for name, source in SOURCES.items()
-    }
-    wanted = [(name, level) for name in SOURCES for level in (HUMID_LEVELS if name == "q" else LEVELS)]
-    out = {
-        f"{name}{level}": _variable(name, _at(level, columns[name], log_p), pressure_level=level)
-        for name, level in wanted
-    }
-    out["sp"] = _variable("sp", surface_pressure)
-    for level in THERMAL_LEVELS:
-        out[f"t{level}"] = _variable("t", _at(level, columns["t"], log_p), pressure_level=level)
+    out = {}
+    for name, values in state_on_pressure_levels(native, THERMAL_LEVELS).items():
+        level = {} if name == "sp" else {"pressure_level": int(name[1:])}
+        out[name] = _variable(name.rstrip("0123456789"), values, **level)
     grams = _flat(native["convection.precnv"]) + _flat(native["condensation.precls"])
     out["precipitation"] = _variable("precipitation", np.maximum(grams, 0) / 1000, cell_methods="time: point")
     out["olr"] = _variable("olr", _flat(native["longwave_rad.ftop"]), cell_methods="time: point")
@@ -73,18 +62,39 @@ def to_pressure_levels(native: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
+def state_on_pressure_levels(native: xr.Dataset, thermal_levels: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """The state's channels (time, latitude, longitude), and temperature on further levels."""
+    surface_pressure = _flat(native["normalized_surface_pressure"]) * P0
+    order = np.argsort(native["level"].values)
+    log_p = np.log(native["level"].values[order])[None, :, None, None] + np.log(surface_pressure)[:, None]
+    columns = {
+        name: native[source].transpose("time", "level", "lat", "lon").values[:, order]
+        for name, source in SOURCES.items()
+    }
+    wanted = [(name, level) for name in SOURCES for level in (HUMID_LEVELS if name == "q" else LEVELS)]
+    out = {f"{name}{level}": _at(level, columns[name], log_p) for name, level in wanted}
+    out["sp"] = surface_pressure
+    return out | {f"t{level}": _at(level, columns["t"], log_p) for level in thermal_levels}
+
+
 def _flat(array: xr.DataArray) -> np.ndarray:
     return array.transpose("time", "lat", "lon").values
 
 
 def _at(level: int, field: np.ndarray, log_p: np.ndarray) -> np.ndarray:
     """The field (time, level, ...) at a pressure in hPa, linear in the logarithm of pressure."""
-    target = np.log(level * 100.0)
-    upper = np.clip((log_p < target).sum(axis=1), 1, log_p.shape[1] - 1)[:, None]
-    lower = upper - 1
-    p0, p1 = np.take_along_axis(log_p, lower, 1), np.take_along_axis(log_p, upper, 1)
+    lower, upper, share = (x[:, None] for x in bracket(level, log_p, axis=1))
     x0, x1 = np.take_along_axis(field, lower, 1), np.take_along_axis(field, upper, 1)
-    return (x0 + (x1 - x0) * (target - p0) / (p1 - p0))[:, 0]
+    return (x0 + (x1 - x0) * share)[:, 0]
+
+
+def bracket(level: int, log_p: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The levels above and below a pressure in hPa along the axis of ``log_p``, and how far it is from the first."""
+    target = np.log(level * 100.0)
+    upper = np.clip((log_p < target).sum(axis=axis), 1, log_p.shape[axis] - 1)
+    lower = upper - 1
+    p0, p1 = (np.take_along_axis(log_p, np.expand_dims(i, axis), axis).squeeze(axis) for i in (lower, upper))
+    return lower, upper, (target - p0) / (p1 - p0)
 
 
 def _variable(name: str, values: np.ndarray, **attrs: object) -> xr.DataArray:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lsda_fast.alignment.config import PRESETS, AlignmentConfig, CandidatesConfi
 from lsda_fast.alignment.data import load_states
 from lsda_fast.alignment.pipeline import align
 from lsda_fast.alignment.rewards import REWARDS, register_reward
+from lsda_fast.alignment.rewards.forecast import ForecastSkill
 from lsda_fast.cli.describe import describe
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
@@ -263,6 +265,24 @@ def test_the_reward_table_has_a_row_per_candidate(world: World) -> None:
     truth = parent.normalize(parent.layout.to_array(world.states.sel(time="2001-04-20")))
     expected = torch.exp(-(parent.autoencoder.decode(z) - truth).square().mean((1, 2, 3)))
     np.testing.assert_allclose(rows["near"], expected, rtol=1e-5)
+
+
+def test_forecasts_are_those_of_the_model_that_is_named(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judging_models.py").write_text("def still(package):\n    return lambda x, time, hours: x\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    named = small("forecast", forecast_model="judging_models:still", optimization={"steps": 0})
+    align(world.parent, world.states, named, tmp_path / "named", candidates_from=f"{world.aligned}.work")
+    rows = pd.read_parquet(tmp_path / "named.work" / "rewards" / "20010420T000000.parquet")
+    parent = Package.load(world.parent)
+    z = Candidates.load(Path(f"{world.aligned}.work") / "candidates" / "20010420T000000.safetensors").z
+    values = parent.layout.to_array(world.states.sel(time=["2001-04-20", "2001-04-21"]))
+    now, later = parent.normalize(values)
+    case = Case(parent, np.datetime64("2001-04-20", "ns"), now, now, {24.0: later})
+    expected = ForecastSkill(lambda x, time, hours: x, lead=24.0)(parent.autoencoder.decode(z).detach(), case)
+    np.testing.assert_allclose(rows["forecast"], expected, rtol=1e-5)
 
 
 def test_low_rank_updates_become_plain_weights(world: World, tmp_path: Path) -> None:

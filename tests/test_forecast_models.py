@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
-from lsda_fast.forecast_models import CallableForecast, FengWu, Form, OnnxForecast, Pangu
+from lsda_fast.forecast_models import CallableForecast, FengWu, Form, OnnxForecast, Pangu, forecast_model
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
 from lsda_fast.package import Package
 
@@ -89,6 +89,26 @@ def test_a_function_in_physical_units_is_called_step_by_step() -> None:
         CallableForecast(warming, of, 6.0)(x, TIME, 10.0)
     with pytest.raises(InputError, match=r"gave \(1, 2, 5, 8\); accepted is \(3, 2, 5, 8\)"):
         CallableForecast(lambda states, time: states[:1], of, 6.0)(x, TIME, 6.0)
+
+
+def test_a_function_of_the_current_folder_makes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["def same(package):", "    return lambda x, time, hours: x", "def none(package):", "    pass", "thing = 3"]
+    (tmp_path / "named_models.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    of = package(("msl", "t2m"))
+    x = draw(of, 2)
+    assert torch.equal(forecast_model("named_models:same", of)(x, TIME, 6.0), x)
+    refused = {
+        "named_models": "accepted is MODULE:FUNCTION",
+        "absent_models:same": "is not to be had: No module named 'absent_models'",
+        "named_models:other": "is not to be had: module 'named_models' has no attribute 'other'",
+        "named_models:none": "makes no forecast model; accepted is a function of the package that returns one",
+        "named_models:thing": "makes no forecast model",
+    }
+    for name, message in refused.items():
+        with pytest.raises(InputError, match=message):
+            forecast_model(name, of)
 
 
 def test_the_orders_of_channels_are_the_published_ones() -> None:

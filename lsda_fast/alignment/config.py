@@ -121,6 +121,10 @@ class AlignmentConfig(Section):
         description="Of the states that backgrounds start from; the package's training's when not given.",
     )
     lead_hours: float = Field(48.0, gt=0, description="Of the forecasts that are rewarded.")
+    forecast_model: str | None = Field(
+        None,
+        description="MODULE:FUNCTION that makes the model of these from the package; the package's own when not given.",
+    )
     seed: int = Field(0, ge=0)
     storage: Literal["float32", "float16"] = Field("float32", description="Precision of large weights on disk.")
     checkpoint_minutes: float = Field(3.0, gt=0, description="Time between checkpoints.")

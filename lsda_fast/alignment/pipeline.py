@@ -27,6 +27,7 @@ from lsda_fast.alignment.table import judge, read_table
 from lsda_fast.alignment.train import align_denoiser, require_peft
 from lsda_fast.diffusion.solvers import get_solver
 from lsda_fast.errors import InputError
+from lsda_fast.forecast_models import forecast_model
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 from lsda_fast.package.prior import from_latent
@@ -83,7 +84,8 @@ def align(
         raise InputError("the package has no forecast model, which backgrounds are made with")
     if config.objective.lora is not None:
         require_peft()
-    rewards = rewards_of(config.rewards, parent, lead=config.lead_hours)
+    model = None if config.forecast_model is None else forecast_model(config.forecast_model, parent)
+    rewards = rewards_of(config.rewards, parent, model=model, lead=config.lead_hours)
     states = load_states(dataset, parent, config)
     digest = package_hash(package)
     fingerprint = {**states.fingerprint, "package": digest}

@@ -86,6 +86,9 @@ def align(
     ),
     period: Annotated[str | None, typer.Option(help="Alignment period, FIRST/LAST; never the test's.")] = None,
     lead: Annotated[str | None, typer.Option(help="Lead of the forecasts that are rewarded, such as 48h.")] = None,
+    forecast_model: Annotated[
+        str | None, typer.Option(help="MODULE:FUNCTION that makes the model of these; the package's own by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     candidates_from: Annotated[
@@ -104,6 +107,7 @@ def align(
         rewards=None if rewards is None else [name.strip() for name in rewards.split(",")],
         period=period_of(period, "--period"),
         lead_hours=None if lead is None else hours(lead, "lead"),
+        forecast_model=forecast_model,
         seed=seed,
     )
     dataset = open_states(data if len(data) > 1 else data[0])
