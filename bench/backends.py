@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from bench.cases.analysis import demo
 from lsda_fast import kernels
 from lsda_fast.demo import METHODS
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Derivative, Differentiable, Prior
@@ -110,7 +112,8 @@ def main() -> None:
         for members in arguments.members:
             seconds: dict[str, float] = {}
             analyses: dict[str, np.ndarray] = {}
-            graphs = {name: Graphs(_sampler(), TapeRecorder()) for name in ("fused", "fused, bfloat16")}
+            weights = partial(weights_of, case.package)
+            graphs = {name: Graphs(_sampler(), TapeRecorder(), weights) for name in ("fused", "fused, bfloat16")}
             for name, recorded in graphs.items():
                 while not len(recorded):
                     analysis(makers[name], likelihood, members, recorded)

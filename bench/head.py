@@ -124,7 +124,7 @@ def main() -> None:
     machine = {
         "clock": arguments.clock,
         "threads": torch.get_num_threads(),
-        "isa": native.load().code.isa() if native.load().code else "plain torch",
+        "isa": native.load("cpu").code.isa() if native.load("cpu").code else "plain torch",
         "torch": torch.__version__,
     }
     rows = []

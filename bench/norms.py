@@ -227,7 +227,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    setting = {"threads": options.threads, "clock": options.clock, "isa": native.load().code.isa()}
+    setting = {"threads": options.threads, "clock": options.clock, "isa": native.load("cpu").code.isa()}
     for part in (operations, convolutions, networks):
         if options.only not in (None, part.__name__):
             continue

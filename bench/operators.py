@@ -137,7 +137,7 @@ def case(
                 "plan_ms": round(1e3 * seconds_of_plan, 1),
                 "clock": "wall" if clock is time.perf_counter else "cpu",
                 "threads": torch.get_num_threads(),
-                "isa": native.load().code.isa(),
+                "isa": native.load("cpu").code.isa(),
                 "torch": torch.__version__,
             }
         )

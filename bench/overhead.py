@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.cases.analysis import Twin, demo
 from lsda_fast.demo import METHODS
 from lsda_fast.engine.backend import PRECISIONS
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.guidance import Likelihood
 from lsda_fast.prior import Linearization
@@ -60,7 +61,7 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
     guidance, steps = METHODS["LO-SDA"]
     sampler = Sampler(guidance, steps=steps)
 
-    graphs = Graphs(sampler, TapeRecorder())
+    graphs = Graphs(sampler, TapeRecorder(), partial(weights_of, case.package))
 
     def run(clock: Callable[[], float] = time.process_time, graphs: Graphs | None = graphs) -> float:
         begin = clock()

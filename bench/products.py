@@ -167,7 +167,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    code = native.load().code
+    code = native.load("cpu").code
     settings = {"threads": options.threads, "clock": options.clock, "isa": code.isa(), "torch": torch.__version__}
     rows = []
     for name, what, calls, flops, dtype in cases():

@@ -111,7 +111,7 @@ def main() -> None:
                         "of_copy": round(least / ours / (2 * 4 * members * n / seconds["copy"]), 3),
                         "clock": arguments.clock,
                         "threads": arguments.threads,
-                        "isa": native.load().code.isa(),
+                        "isa": native.load("cpu").code.isa(),
                         "torch": torch.__version__,
                     }
                 )

@@ -93,8 +93,8 @@ KINDS = {
     "cpu": Kind(
         native.TITLES["cpu"],
         ("cpu",),
-        lambda: native.load().missing,
-        lambda: f"C++, {native.load().code.isa()}",
+        lambda: native.load("cpu").missing,
+        lambda: f"C++, {native.load('cpu').code.isa()}",
         native.about,
     ),
     "cuda": Kind(native.TITLES["cuda"], ("cuda",), cuda.missing, cuda.detail, cuda.about),

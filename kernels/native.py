@@ -41,7 +41,7 @@ class Module(NamedTuple):
 
 
 @cache
-def load(name: str = "cpu") -> Module:
+def load(name: str) -> Module:
     """Load ``lsda_fast._cpu`` or ``lsda_fast._cuda``, once.
 
     Raises
@@ -59,7 +59,7 @@ def load(name: str = "cpu") -> Module:
 
 def about() -> str:
     """The version, compiler, instruction sets and place of the CPU's module; "" where it is not built."""
-    cpu = load().code
+    cpu = load("cpu").code
     if cpu is None:
         return ""
     built = cpu.build_info()

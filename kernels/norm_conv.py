@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lsda_fast.kernels import native
 from lsda_fast.kernels.geo_pad import edges
 from lsda_fast.kernels.implementations import Native
-from lsda_fast.kernels.kept import state_of, unchanged
+from lsda_fast.kernels.kept import has_values, holds, mark_of
 from lsda_fast.kernels.norm_reference import jvp_reference, norm_reference, vjp_reference
 from lsda_fast.kernels.norm_silu import PRODUCTS
 from lsda_fast.kernels.packed import BLOCK, obstacle, packed, unpacked
@@ -115,12 +115,11 @@ def suits(x: Tensor, kernel: Tensor, pad: Sequence[Any]) -> bool:
 def both_filters(kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Those of a convolution and of its transpose, kept as long as the weight is there and stays as it is."""
     kept = _FILTERS.get(kernel)
-    if kept and unchanged([(kernel, kept[0])], [kernel]):
+    if kept and holds(kept[0], kernel):
         return kept[1]
-    made = filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))
-    state = state_of([kernel])
-    if state:
-        _FILTERS[kernel] = state[0][1], made  # the version alone: what is kept must not keep the weight
+    made, mark = (filters(kernel), filters(kernel.flip(2, 3).transpose(0, 1))), mark_of(kernel)
+    if mark and has_values():
+        _FILTERS[kernel] = mark, made
     return made
 
 
@@ -241,12 +240,12 @@ def run_native(product: str, image: Sequence[int], tensors: Sequence[Tensor | No
     t, (groups, width, D, *_) = tensors[2], settings
     assert t is not None
     frame = (*image[:3], *map(bool, image[3:]))
-    scratch = t.new_empty(native.load().code.norm_conv_scratch(groups * width, D, *frame, torch.get_num_threads()))
+    scratch = t.new_empty(native.load("cpu").code.norm_conv_scratch(groups * width, D, *frame, torch.get_num_threads()))
     native.run("norm_conv", t.dtype, PRODUCTS.index(product), *tensors, scratch, len(t), *settings, *frame)
 
 
 def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequence[int]) -> str:
-    width, most = x.shape[2] // groups, native.load().code.build_info()["columns"]
+    width, most = x.shape[2] // groups, native.load("cpu").code.build_info()["columns"]
     return obstacle(w.shape[4]) or (f"groups of {width} channels; C++ takes up to {most}" if width > most else "")
 
 

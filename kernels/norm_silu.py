@@ -134,7 +134,7 @@ def _limits(x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, *rest: Any
         return f"{a.dtype} and {b.dtype} beside {x.dtype}; C++ takes float32 beside bfloat16, else all alike"
     if not last or x.shape[1] * groups == 1:
         return ""
-    width, most = a.shape[1] // groups, native.load().code.build_info()["columns"]
+    width, most = a.shape[1] // groups, native.load("cpu").code.build_info()["columns"]
     return f"groups of {width} channels that lie last; C++ takes up to {most}" if width > most else ""
 
 

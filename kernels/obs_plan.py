@@ -123,7 +123,7 @@ def _transpose(index: Tensor, weight: Tensor, cells: int) -> list[Tensor]:
     if not kinds:
         return []
     if kinds[0] == "cpu":
-        width, by_place = native.load().code.build_info()["tile"], _by_place(index, weight)
+        width, by_place = native.load("cpu").code.build_info()["tile"], _by_place(index, weight)
         tiles = _jagged_diagonals(index, weight, cells, width)
         if by_place:
             tiles[2] = by_place[1][tiles[2].long()]

@@ -23,7 +23,7 @@ def unpacked(matrix: Tensor) -> Tensor:
 
 def obstacle(*columns: int) -> str:
     """Why C++ cannot multiply here, or with blocks of so many columns; "" where it can."""
-    if native.load().code.isa() == "baseline":
+    if native.load("cpu").code.isa() == "baseline":
         return "the baseline instruction set has no fused multiplication and addition"
     odd = [n for n in columns if n % BLOCK or not n]
     return f"{' and '.join(map(str, odd))} columns; C++ takes multiples of {BLOCK}" if odd else ""

@@ -204,6 +204,8 @@ def forced() -> str | None:
 def use(implementation: str, isa: str | None = None) -> Iterator[None]:
     """Force ``"reference"``, ``"cpu"`` (C++) or another kind in this block; with ``isa``, C++ on that instruction set.
 
+    What is forced is so for this thread; the instruction set for all of them.
+
     Raises
     ------
     InputError
@@ -214,9 +216,11 @@ def use(implementation: str, isa: str | None = None) -> Iterator[None]:
     missing = "" if implementation == "reference" else KINDS[implementation].missing()
     if missing:
         raise InputError(f"the {KINDS[implementation].title} kernels are not there: {missing}")
-    cpu = native.load().code
+    cpu, absent = native.load("cpu")
     before = cpu.isa() if cpu else ""
     if isa is not None:
+        if cpu is None:
+            raise InputError(f"instruction set {isa!r}: the C++ kernels are not there: {absent}")
         native.set_isa(cpu, isa)
     token = _forced.set(implementation)
     try:

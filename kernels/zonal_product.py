@@ -53,7 +53,7 @@ def _fill(out: Tensor, x: Tensor, matrices: Sequence[Tensor], transposed: Sequen
     middle, floor = matrices[3], matrices[5]
     M, rows, columns, C = x.shape
     sizes = (M, rows, columns, C, len(floor), _modes(middle))
-    scratch = x.new_empty(native.load().code.zonal_scratch(*sizes))
+    scratch = x.new_empty(native.load("cpu").code.zonal_scratch(*sizes))
     native.run("zonal", x.dtype, out, x, *matrices, scratch, *sizes, middle.ndim > 2, is_narrow(matrices))
 
 

@@ -6,7 +6,7 @@ representativeness. Nothing disappears: every observation is used, or listed wit
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,18 @@ from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler, Step
 
-__all__ = ["Assimilation", "Case", "NoObservationsError"]
+__all__ = ["Assimilation", "Case", "NoObservationsError", "apart"]
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def apart(function: Function) -> Function:
+    """Without torch's gradients, and out of its inference mode, whichever the caller is in.
+
+    Of what is made in that mode torch does not count the changes, so that nothing could be kept for later analyses.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 def _kind(value: Any) -> str:
@@ -153,8 +164,7 @@ class Assimilation:
         samples, block = self.engine.run(
             case.prior, case.likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step
         )
-        with torch.no_grad():
-            x_a = torch.cat([case.prior.decode(z[None]) for z in samples.z])
+        x_a = torch.cat([case.prior.decode(z[None]) for z in samples.z])
         with np.errstate(over="ignore", invalid="ignore"):
             states = self.package.denormalize(x_a.unflatten(1, (-1, self.package.layout.shape[0])))
         bad = [member for member, state in zip(samples.members, states) if not np.isfinite(state).all()]

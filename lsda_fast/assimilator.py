@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from lsda_fast.analysis import Analysis, departure_table
-from lsda_fast.assimilation import Assimilation, Case, NoObservationsError
+from lsda_fast.assimilation import Assimilation, Case, NoObservationsError, apart
 from lsda_fast.calendar import calendar
 from lsda_fast.datasets import canonical
 from lsda_fast.engine.plan import Plan
@@ -29,6 +29,7 @@ __all__ = ["Assimilator", "NoObservationsError"]
 class Assimilator(Assimilation):
     """Assimilate observations into backgrounds with a package; settings as for ``Assimilation``."""
 
+    @apart
     def __call__(
         self,
         background: xr.Dataset,
@@ -80,14 +81,14 @@ class Assimilator(Assimilation):
                 observations, x_b, lambda table: self._case(x_b, _season(background), table)
             )
             found = self._sampled(case, members, seed, recenter, on_step)
-        with torch.no_grad():
-            departures = departure_table(observations, case.reasons, case.observed, x_b, found.x)
+        departures = departure_table(observations, case.reasons, case.observed, x_b, found.x)
         coords = {"member": np.array(found.members)}
         states = found.states[:, 0]
         analysis = self._dataset(states, background, dims=("member",), coords=coords, attrs=found.attrs)
         state_b = self._dataset(package.denormalize(x_b), background)
         return Analysis(analysis, state_b, departures, found.evaluations, clock.perf_counter() - begin)
 
+    @apart
     def plan(
         self,
         *,

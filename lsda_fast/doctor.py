@@ -87,7 +87,7 @@ def backends() -> list[Row]:
     """Which backends there are."""
     from lsda_fast.kernels import native
 
-    missing = native.load().missing
+    missing = native.load("cpu").missing
     taken = f"in plain torch, without C++ kernels ({missing}); not taken by itself" if missing else "the CPU's default"
     return [
         Row("backend reference", "available", "plain torch and autograd"),

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from lsda_fast.analysis import Analysis, departure_table
-from lsda_fast.assimilation import Assimilation, Case
+from lsda_fast.assimilation import Assimilation, Case, apart
 from lsda_fast.calendar import calendar
 from lsda_fast.datasets import canonical
 from lsda_fast.engine.plan import Plan
@@ -39,6 +39,7 @@ class WindowAssimilator(Assimilation):
     Settings as for ``Assimilation``.
     """
 
+    @apart
     def __call__(
         self,
         observations: Observations | None = None,
@@ -90,8 +91,7 @@ class WindowAssimilator(Assimilation):
             found = self._sampled(case, members, seed, recenter, on_step)
         if operator is not None:
             table = Observations.joined(table, operator_rows(operator, layout, times))
-        with torch.no_grad():
-            departures = departure_table(table, case.reasons, case.observed, flat_b, found.x)
+        departures = departure_table(table, case.reasons, case.observed, flat_b, found.x)
         coords = {"time": times.to_numpy(), "member": np.array(found.members)}
         style = "flat" if background is None else layout.style_of(background)
         analysis = layout.to_dataset(
@@ -103,6 +103,7 @@ class WindowAssimilator(Assimilation):
             state_b = layout.to_dataset(states, dims=("time",), coords=coords, style=style)
         return Analysis(analysis, state_b, departures, found.evaluations, clock.perf_counter() - begin)
 
+    @apart
     def plan(
         self,
         *,
@@ -189,8 +190,7 @@ class WindowAssimilator(Assimilation):
         return self.package.normalize(states)
 
     def _origin(self, x_b: Tensor) -> Tensor:
-        with torch.no_grad():
-            origin = torch.cat([self.package.autoencoder.encode(x[None]) for x in x_b])
+        origin = torch.cat([self.package.autoencoder.encode(x[None]) for x in x_b])
         if not torch.isfinite(origin).all():
             raise InputError("the background has missing values, which the package's encoder does not take")
         return origin

@@ -18,9 +18,9 @@ Call = Callable[[], Tensor | Sequence[Tensor]]
 
 def isas() -> list[str]:
     """The instruction sets of this processor; skips the test where the native module is not built."""
-    if native.load().missing:
-        pytest.skip(native.load().missing)
-    return native.load().code.build_info()["isas"]
+    if native.load("cpu").missing:
+        pytest.skip(native.load("cpu").missing)
+    return native.load("cpu").code.build_info()["isas"]
 
 
 def flat(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:

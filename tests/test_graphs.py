@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.backend import Backend
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs, Recording, TapeRecorder, choose_execution
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
@@ -55,9 +57,13 @@ class Taped(TapeRecorder):
 RECORDERS = {"gpu": Rerun, "cpu": Taped}
 
 
+def graphs_of(assimilate, recorder):
+    return Graphs(assimilate.sampler, recorder, partial(weights_of, assimilate.package))
+
+
 def recorded(tiny, guidance, recorder=Taped, **settings):
     assimilate = Assimilator(tiny.package(**settings), guidance, steps=2, block=2, backend="fused")
-    assimilate.engine.graphs = Graphs(assimilate.sampler, recorder())
+    assimilate.engine.graphs = graphs_of(assimilate, recorder())
     return assimilate
 
 
@@ -86,7 +92,7 @@ def test_a_block_reads_its_inputs_and_weights(tiny, name):
     case = assimilate._case(torch.zeros(package.layout.shape), torch.ones(1, 4), tiny.table(20))
     key = Key.of(0, [0, 1])
     known = [*sampler.inputs(case.prior, case.likelihood), key.members, key.seed]
-    weights = [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
+    weights = weights_of(package)
     known += [*weights, *(t for weight in weights for t in kept_filters(weight)), case.prior.variance]
     with torch.no_grad(), Watch(torch.device("cpu")) as watch:
         sampler.block_of(case.prior, case.likelihood, key)
@@ -117,7 +123,7 @@ class Reading:
 def test_a_graph_keeps_all_that_it_reads(tiny, guidance, precision):
     assimilate = Assimilator(tiny.package(), guidance, steps=2, block=2, backend="fused", precision=precision)
     recorder = Reading()
-    assimilate.engine.graphs = Graphs(assimilate.sampler, recorder)
+    assimilate.engine.graphs = graphs_of(assimilate, recorder)
     assimilate(tiny.background(), tiny.table(20))
     gc.collect()
     assert recorder.read
@@ -127,7 +133,7 @@ def test_a_graph_keeps_all_that_it_reads(tiny, guidance, precision):
 def test_what_a_graph_has_taken_is_refused_once_another_was_there(tiny):
     package = tiny.package()
     sampler = Sampler(ObsFree(), steps=2, block=2)
-    graphs = Graphs(sampler, Rerun())
+    graphs = Graphs(sampler, Rerun(), partial(weights_of, package))
     given = torch.randn(2, *tiny.LATENT, generator=torch.Generator().manual_seed(0))
     kept = given.clone()
     likelihood = Assimilator(package, backend="fused").likelihood(tiny.table(20))[1]
@@ -155,7 +161,7 @@ class Small(Rerun):
 
 def test_where_memory_is_short_graphs_give_way(tiny):
     assimilate = recorded(tiny, ObsFree())
-    assimilate.engine.graphs = graphs = Graphs(assimilate.sampler, Small())
+    assimilate.engine.graphs = graphs = graphs_of(assimilate, Small())
     assimilate(tiny.background(), tiny.table(20))
     assimilate(tiny.background(), tiny.table(60))
     assert (len(graphs), graphs.failure, graphs._recorder.recorded) == (1, "", 3)
@@ -218,7 +224,7 @@ def test_a_recording_gives_back_what_is_its_own(toy):
     """The outputs of one replay are not the next one's."""
     problem = toy.build("correlated", n=20, P=8)
     sampler = Sampler(LatentOptimization(GaussNewton(1, 3)), steps=2, block=2)
-    graphs = Graphs(sampler, Taped())
+    graphs = Graphs(sampler, Taped(), tuple)
     expected = sampler(problem.prior, problem.likelihood, members=6)
     again = sampler(problem.prior, problem.likelihood, members=6, run=graphs)
     assert torch.equal(again.z, expected.z)

@@ -149,7 +149,7 @@ def test_entries_of_many_cells_beyond_int32(checks):
     checks.isas()
     cells, full = 2**31 - 1, 3000
     places = torch.cat([torch.full((full,), cells - 1), torch.tensor([0, 5000, 2**30, cells - 5000])])
-    width = native.load().code.build_info()["tile"]
+    width = native.load("cpu").code.build_info()["tile"]
     cell, length, observation, _, tile = obs_plan._jagged_diagonals(
         places[None].to(torch.int32), torch.ones(1, len(places)), cells, width
     )

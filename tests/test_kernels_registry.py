@@ -63,8 +63,8 @@ def fresh():
     native.load.cache_clear()
     yield
     native.load.cache_clear()
-    if native.load().code:
-        native.load().code.set_isa(native.load().code.build_info()["isas"][-1])
+    if native.load("cpu").code:
+        native.load("cpu").code.set_isa(native.load("cpu").code.build_info()["isas"][-1])
 
 
 def test_forced_and_traced(checks):
@@ -159,31 +159,36 @@ def test_a_module_of_another_version_is_left_alone(checks, fresh, monkeypatch):
     native.load.cache_clear()
     monkeypatch.delenv("LSDA_REQUIRE", raising=False)
     monkeypatch.setitem(sys.modules, "lsda_fast._cpu", SimpleNamespace(build_info=lambda: {"abi": 99}))
-    assert native.load() == (None, f"lsda_fast._cpu is of version 99, the package of {native.ABI}: install it again")
+    assert native.load("cpu") == (
+        None,
+        f"lsda_fast._cpu is of version 99, the package of {native.ABI}: install it again",
+    )
     native.load.cache_clear()
     monkeypatch.setenv("LSDA_REQUIRE", "cpu")
     with pytest.raises(ImportError, match=r"LSDA_REQUIRE asks for the C\+\+ kernels: lsda_fast._cpu is of version 99"):
-        native.load()
+        native.load("cpu")
 
 
 def test_why_there_is_no_module(fresh, monkeypatch, tmp_path):
     monkeypatch.setattr(native.lsda_fast, "__path__", [str(tmp_path)])
     monkeypatch.setattr(native.lsda_fast, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.delenv("LSDA_REQUIRE", raising=False)
-    assert native.load().missing == "not built: a checkout without installation, or LSDA_BUILD_CPU=off"
+    assert native.load("cpu").missing == "not built: a checkout without installation, or LSDA_BUILD_CPU=off"
     (tmp_path / "_cpu.missing.txt").write_text("command 'g++' failed:\nNo such file\n")
     native.load.cache_clear()
-    assert native.load().missing.startswith("the build failed: command 'g++' failed: No such file; LSDA_BUILD_CPU=on")
+    assert native.load("cpu").missing.startswith(
+        "the build failed: command 'g++' failed: No such file; LSDA_BUILD_CPU=on"
+    )
 
 
 def test_an_instruction_set_by_the_environment(checks, fresh, monkeypatch):
     monkeypatch.setenv("LSDA_CPU_ISA", "baseline")
     checks.isas()
-    assert native.load().code.isa() == "baseline"
+    assert native.load("cpu").code.isa() == "baseline"
     native.load.cache_clear()
     monkeypatch.setenv("LSDA_CPU_ISA", "avx9")
     with pytest.raises(InputError, match="instruction set 'avx9'"):
-        native.load()
+        native.load("cpu")
 
 
 def test_the_process_keeps_its_denormals_and_its_one_openmp(checks):

@@ -36,7 +36,7 @@ def test_philox_gives_the_same_words_on_every_instruction_set(checks):
         for isa in checks.isas():
             words = torch.full((4, 1003), -1, dtype=torch.int32)
             with kernels.use("cpu", isa=isa):
-                native.load().code.philox(words.data_ptr(), narrow.data_ptr(), 1003, seed)
+                native.load("cpu").code.philox(words.data_ptr(), narrow.data_ptr(), 1003, seed)
             assert torch.equal(words.long() & 0xFFFFFFFF, expected)
 
 

@@ -72,6 +72,14 @@ def test_a_search_that_may_end_early_is_planned_at_its_longest(tiny):
     assert all(plan.evaluations[kind] >= done[kind] for kind in done)
 
 
+def test_settings_that_were_changed_are_planned_anew(tiny):
+    assimilate = Assimilator(tiny.package(), DPS(), steps=2)
+    before = assimilate.plan(observations=tiny.table(16))
+    assimilate.sampler.steps = 6
+    after = assimilate.plan(observations=tiny.table(16))
+    assert after.evaluations == {name: 3 * count for name, count in before.evaluations.items()}
+
+
 def test_what_is_recorded_on_a_cpu_stays(tiny):
     plan = Assimilator(tiny.package(), PRECONDITIONED, steps=2, block=2).plan(observations=tiny.table(20), members=8)
     stays = plan.kept + plan.block

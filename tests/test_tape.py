@@ -1,9 +1,11 @@
 """Blocks as lists of calls: the bits of the block, for other numbers, in less memory than its results take."""
 
-import copy
 import pickle
 import random
 import threading
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine import tape
 from lsda_fast.engine.arena import Arena, arranged
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs, TapeRecorder
 from lsda_fast.engine.tape import Replay, Tape
 from lsda_fast.engine.watch import HostReadError
 from lsda_fast.guidance import DPS, GaussNewton, LatentOptimization, ObsFree
 from lsda_fast.kernels.kept import is_kept
 from lsda_fast.kernels.norm_silu import norm_silu
+from lsda_fast.models import DiagonalWhitening
 from lsda_fast.sampler import Sampler
 
 SHORT = LatentOptimization(GaussNewton(outer=1, cg=2, precondition=2))
@@ -258,10 +262,92 @@ def test_weights_that_were_written_to_are_read_anew(tiny):
         before = after
 
 
+def scaled(module):
+    for parameter in module.parameters():
+        parameter.mul_(1.2)
+
+
+def replaced(module):
+    module.load_state_dict({name: 1.2 * value for name, value in module.state_dict().items()}, assign=True)
+
+
+def moved(module):
+    """Into other memory and back, where there may be something else by now."""
+    module.double().float()
+
+
+def set_anew(module):
+    for parameter in module.parameters():
+        parameter.data = 1.2 * parameter.data
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", [scaled, replaced, moved, set_anew, "another", "inflated"])
+def test_a_package_that_was_changed_is_read_anew(tiny, change, precision):
+    """What follows from its weights once an analysis, too: filters, lower precisions, variances."""
+    guidance = replace(SHORT, prior_covariance="diagonal" if change == "inflated" else "isotropic")
+    plain = {"whitened": False} if change == "inflated" else {}
+    packages = [replace(tiny.package(), **plain) for _ in range(2)]
+    if change == "inflated":
+        for package in packages:
+            package.modules["whitening"] = DiagonalWhitening(tiny.LATENT)
+    used, other = (Assimilator(p, guidance, steps=2, block=2, precision=precision) for p in packages)
+    case = tiny.background(), tiny.table(16)
+    for _ in range(4):
+        before = used(*case).analysis
+    assert len(used.engine.graphs) == 1
+    with torch.no_grad():
+        for package in packages:
+            if change == "another":
+                package.modules["denoiser"] = deepcopy(package.modules["denoiser"])
+                scaled(package.modules["denoiser"])
+            elif change == "inflated":
+                package.modules["whitening"].inflate(9.0)
+            else:
+                for name in ("autoencoder", "denoiser"):
+                    change(package.modules[name])
+    after = used(*case).analysis
+    assert after.equals(other(*case).analysis)
+    assert after.equals(before) == (change is moved)
+
+
+def test_the_callers_inference_mode_changes_nothing(tiny):
+    used, other = (Assimilator(tiny.package(), SHORT, steps=2, block=2, backend="fused") for _ in range(2))
+    case = tiny.background(), tiny.table(16)
+    with torch.inference_mode():
+        for _ in range(4):
+            before = used(*case).analysis
+    assert len(used.engine.graphs) == 1
+    assert before.equals(other(*case).analysis)
+    for one in (used, other):
+        with torch.no_grad():
+            scaled(one.package.modules["denoiser"])
+    with torch.inference_mode():
+        assert used(*case).analysis.equals(other(*case).analysis)
+
+
+def test_weights_whose_changes_nobody_counts_are_not_recorded(tiny):
+    with torch.inference_mode():
+        package = tiny.package()
+    assimilate = Assimilator(package, SHORT, steps=2, block=2, backend="fused")
+    for _ in range(4):
+        assimilate(tiny.background(), tiny.table(16))
+    assert len(assimilate.engine.graphs) == 0
+    assert "inference tensors, whose changes torch does not count" in assimilate.engine.execution.reason
+
+
+def test_a_kernel_without_huge_pages_has_others(monkeypatch):
+    def refuses(*_, **__):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("lsda_fast.engine.arena.mmap.mmap", refuses)
+    assert Arena().of(1000).nbytes() >= 1000
+
+
 def test_what_is_kept_for_all_analyses_is_read_where_it_is():
     """The matrices of a covariance are most of what an analysis has."""
     case = demo()
-    graphs = Graphs(Sampler(SHORT, steps=1, block=1), TapeRecorder())
+    graphs = Graphs(Sampler(SHORT, steps=1, block=1), TapeRecorder(), partial(weights_of, case.package))
     likelihood = case.likelihood(0.01)
     for _ in range(3):
         prior = case.prior(fused=True)
@@ -304,7 +390,7 @@ def test_settings_that_were_changed_are_others(tiny):
 def test_while_one_thread_replays_another_runs_the_block(tiny):
     package = tiny.package()
     sampler = Sampler(DPS(), steps=2, block=2)
-    graphs = Graphs(sampler, TapeRecorder())
+    graphs = Graphs(sampler, TapeRecorder(), partial(weights_of, package))
     prior = package.prior(torch.zeros(tiny.SHAPE), fused=True)
     likelihood = Assimilator(package, backend="fused").likelihood(tiny.table(20))[1]
     key = Key.of(0, [0, 1])
@@ -319,11 +405,11 @@ def test_while_one_thread_replays_another_runs_the_block(tiny):
     assert [torch.equal(estimate.z0, expected.z0) for estimate in found] == [True] * 4
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("copied", [deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_a_copy_has_no_graphs_yet(tiny, copied):
     sampler = Sampler(ObsFree(), steps=2, block=2)
-    graphs = Graphs(sampler, TapeRecorder())
     package = tiny.package()
+    graphs = Graphs(sampler, TapeRecorder(), partial(weights_of, package))
     likelihood = Assimilator(package, backend="fused").likelihood(tiny.table(20))[1]
     for _ in range(3):
         sampler(package.prior(torch.zeros(tiny.SHAPE), fused=True), likelihood, run=graphs)

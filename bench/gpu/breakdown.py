@@ -22,6 +22,7 @@ from bench.gpu.models import FRACTION, Setting, twins
 from bench.gpu.run import Row, Run
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs
 from lsda_fast.guidance import Likelihood
 from lsda_fast.kernels.buckets import bucket
@@ -61,7 +62,7 @@ def _block(run: Run, assimilate: Assimilator, twin: Twin, setting: Setting, memb
     launched()
     row = {"chunk": plan.chunk, "execution": plan.execution, **_profiled(run, launched)}
     if plan.execution == "graph" or run.dry:
-        graphs = Graphs(sampler, kept)
+        graphs = Graphs(sampler, kept, partial(weights_of, twin.package))
         graphs(*case(), key)
         if graphs.failure:
             return {**row, "ok": False, "error": graphs.failure}

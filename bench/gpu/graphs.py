@@ -18,6 +18,7 @@ from bench.gpu.device import Device
 from bench.gpu.models import FRACTION, Setting, method, twins
 from bench.gpu.run import Row, Run, because
 from lsda_fast.diffusion.noise import Key
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Block, Graphs, Recorder, Recording
 from lsda_fast.guidance import Guidance, Likelihood
 from lsda_fast.kernels.buckets import bucket
@@ -68,7 +69,7 @@ def rows(run: Run) -> Iterator[Row]:
 def _compared(run: Run, twin: Twin, guidance: Guidance) -> Row:
     setting, kept = Setting("fused", "bfloat16"), Kept(run.device.recorder())
     sampler = Sampler(guidance, steps=1 if run.dry else 2, block=MEMBERS)
-    graphs = Graphs(sampler, kept)
+    graphs = Graphs(sampler, kept, partial(weights_of, twin.package))
     with setting.active(run):
         errors = [] if run.dry else _waits(run, setting, sampler, twin)
         eager = [_sample(setting, sampler, twin, case, None) for case in (0, 1)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from bench.gpu.run import Run
 from lsda_fast import kernels
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.demo import METHODS, built_in_package
+from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs
 from lsda_fast.guidance import GaussNewton, Guidance, LatentOptimization, Likelihood
 from lsda_fast.prior import Prior
@@ -65,7 +66,8 @@ class Setting(NamedTuple):
         """LO-SDA with this setting, and no graph yet; inside the block."""
         assimilate = _assimilator(twin, run.dry, self.backend, self._own)
         if assimilate.engine.graphs is not None:
-            assimilate.engine.graphs = Graphs(assimilate.sampler, run.device.recorder())
+            weights = partial(weights_of, twin.package)
+            assimilate.engine.graphs = Graphs(assimilate.sampler, run.device.recorder(), weights)
         run.device.release()
         return assimilate
 

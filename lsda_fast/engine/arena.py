@@ -31,8 +31,11 @@ def _memory(size: int) -> torch.UntypedStorage:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.UntypedStorage(size)
     # A page more than it takes: it may begin anywhere in one.
-    pages = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        pages = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel that has none
+        return torch.UntypedStorage(size)
     return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
 
 

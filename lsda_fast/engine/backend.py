@@ -60,8 +60,8 @@ def choose_backend(name: str, package: Package) -> Backend:
         if missing:
             return Backend("reference", f"no kernels for {package.device.type}: {missing}")
         return Backend("fused", "Triton kernels, and a decoder whose derivatives are written out; not yet measured")
-    if native.load().missing:
-        return Backend("reference", f"no C++ kernels: {native.load().missing}")
+    if missing := native.load("cpu").missing:
+        return Backend("reference", f"no C++ kernels: {missing}")
     return Backend("fused", "C++ kernels, and a decoder whose derivatives are written out")
 
 

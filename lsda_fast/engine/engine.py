@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 
 import torch
 
@@ -15,8 +16,9 @@ from lsda_fast.engine.footprint import (
     state_bytes,
     total,
     weight_bytes,
+    weights_of,
 )
-from lsda_fast.engine.graphs import Execution, Graphs, choose_execution, recorder_on
+from lsda_fast.engine.graphs import Execution, Graphs, choose_execution, recorder_on, settings_of
 from lsda_fast.engine.plan import Plan
 from lsda_fast.engine.watch import Watch
 from lsda_fast.guidance import Likelihood
@@ -51,7 +53,9 @@ class Engine:
         self._by_memory = by_memory and package.device.type == "cuda"
         self._footprints: dict[tuple, Footprint] = {}
         self._execution = choose_execution(backend, package.device, sampler.guidance)
-        self.graphs = Graphs(sampler, recorder_on(package.device)) if self._execution.name == "graph" else None
+        self.graphs: Graphs | None = None
+        if self._execution.name == "graph":
+            self.graphs = Graphs(sampler, recorder_on(package.device), partial(weights_of, package))
 
     @property
     def execution(self) -> Execution:
@@ -123,7 +127,8 @@ class Engine:
     def _footprint(self, prior: Prior, likelihood: Likelihood, block: int) -> Footprint:
         """Of blocks of this size; where memory is to choose the size, of any."""
         sizes = (2, 4) if self._by_memory else (block,)
-        shapes = (sizes, *(tuple(t.shape) for t in self._sampler.inputs(prior, likelihood)))
+        settings = settings_of(self._sampler, likelihood)
+        shapes = (sizes, settings, *(tuple(t.shape) for t in self._sampler.inputs(prior, likelihood)))
         if shapes not in self._footprints:
             self._footprints[shapes] = footprint(self._sampler, prior, likelihood, sizes)
         return self._footprints[shapes]

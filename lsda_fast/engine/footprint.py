@@ -21,7 +21,16 @@ from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
 
-__all__ = ["Footprint", "choose_chunk", "footprint", "free_memory", "state_bytes", "total", "weight_bytes"]
+__all__ = [
+    "Footprint",
+    "choose_chunk",
+    "footprint",
+    "free_memory",
+    "state_bytes",
+    "total",
+    "weight_bytes",
+    "weights_of",
+]
 
 _SHARE = 0.9  # of the free memory that a block may take
 _LARGEST = 64  # members of a block beyond which a GPU has long been busy
@@ -84,9 +93,14 @@ def state_bytes(prior: Prior, members: int) -> int:
     return one + (members - 1) * (two - one)
 
 
+def weights_of(package: Package) -> list[Tensor]:
+    """Parameters and buffers of all networks of a package."""
+    return [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
+
+
 def weight_bytes(package: Package) -> int:
     """Bytes of all networks of a package, and of what is kept with them for all analyses."""
-    tensors: list[Tensor] = [t for m in package.modules.values() for t in (*m.parameters(), *m.buffers())]
+    tensors = weights_of(package)
     tensors += [t for weight in tensors for t in kept_filters(weight)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values()) + sum(getattr(m, "kept_bytes", 0) for m in package.modules.values())

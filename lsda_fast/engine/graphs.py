@@ -10,7 +10,7 @@ keeps them, and refuses them once another analysis was copied over theirs. A tap
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -27,7 +27,7 @@ from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Estimate, Guidance, Likelihood
 from lsda_fast.kernels.buckets import bucket
-from lsda_fast.kernels.kept import is_kept
+from lsda_fast.kernels.kept import State, is_kept, state_of, unchanged
 from lsda_fast.kernels.registry import forced
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Sampler
@@ -41,6 +41,7 @@ __all__ = [
     "TapeRecorder",
     "choose_execution",
     "recorder_on",
+    "settings_of",
 ]
 
 _SEEN = 256  # shapes that are remembered
@@ -112,16 +113,18 @@ class CudaRecorder:
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``. Everything is compiled, tuned and given its workspace before the capture."""
-        with Watch(inputs[0].device, strict=True):
-            block()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            block()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=side):
-            outputs = block()
+        with torch.cuda.device(inputs[0].device):
+            with Watch(inputs[0].device, strict=True):
+                block()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                block()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Another thread may go on with its own work meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                outputs = block()
         return Recording(graph.replay, list(inputs), outputs, keeps=block)
 
 
@@ -160,6 +163,11 @@ def choose_execution(backend: Backend, device: torch.device, guidance: Guidance)
     return Execution("graph", "a block asks nothing of the host")
 
 
+def settings_of(sampler: Sampler, likelihood: Likelihood) -> tuple:
+    """What decides, besides shapes, which operations a block is."""
+    return repr(vars(sampler)), repr(likelihood.robust), forced()
+
+
 class _Graph(NamedTuple):
     """A recording, and a run's evaluations; ``lent``: places of its inputs with the numbers of another analysis."""
 
@@ -171,7 +179,8 @@ class _Graph(NamedTuple):
 class Graphs:
     """Recorded blocks of one sampler with one package; a ``run`` of ``Sampler``.
 
-    A recording serves blocks of its shapes, with the settings that the sampler and ``kernels.use`` had for it.
+    A recording serves blocks of its shapes, with the settings that the sampler and ``kernels.use`` had for it, as long
+    as the package's weights are the same tensors and are not written to (through ``.data``: nobody can tell).
 
     One block runs at a time; another thread's, meanwhile, is run without a graph.
 
@@ -179,6 +188,8 @@ class Graphs:
     ----------
     sampler : Sampler
     recorder : Recorder
+    weights : callable
+        The tensors of the package's networks.
 
     Attributes
     ----------
@@ -186,8 +197,9 @@ class Graphs:
         Why a block was run without a graph, the last time that one could not be recorded.
     """
 
-    def __init__(self, sampler: Sampler, recorder: Recorder) -> None:
-        self._sampler, self._recorder = sampler, recorder
+    def __init__(self, sampler: Sampler, recorder: Recorder, weights: Callable[[], Iterable[Tensor]]) -> None:
+        self._sampler, self._recorder, self._weights = sampler, recorder, weights
+        self._state: State | None = None
         self._graphs: dict[Any, _Graph | None] = {}
         self._seen: dict[Any, int] = {}  # how often, those of late
         self._lock = Lock()
@@ -199,7 +211,7 @@ class Graphs:
 
     def __reduce__(self) -> tuple:
         """A copy, or one in another process, has no graphs yet."""
-        return _without, (self._sampler, type(self._recorder))
+        return _without, (self._sampler, type(self._recorder), self._weights)
 
     def padded(self, likelihood: Likelihood) -> Likelihood:
         """Filled up, so that its shapes come again."""
@@ -221,10 +233,12 @@ class Graphs:
             self._lock.release()
 
     def _run(self, prior: Prior, likelihood: Likelihood, key: Key) -> Estimate:
+        if not self._same_weights():
+            return self._sampler.block_of(prior, likelihood, key)
         tensors = [*self._sampler.inputs(prior, likelihood), key.members, key.seed]
         # What is kept for all analyses is read where it is; where it is made anew there is another recording.
         kept, inputs = ([t for t in tensors if is_kept(t) == either] for either in (True, False))
-        settings = repr(vars(self._sampler)), repr(likelihood.robust), forced(), torch.get_num_threads(), *map(id, kept)
+        settings = *settings_of(self._sampler, likelihood), torch.get_num_threads(), *map(id, kept)
         shapes = (settings, *((tuple(t.shape), t.stride(), t.dtype) for t in inputs))
         graph = self._graphs.get(shapes)
         if graph and not graph.recording.valid():
@@ -248,6 +262,16 @@ class Graphs:
         _fill(graph, inputs)
         graph.recording.replay()
         return Estimate(*(output.clone() for output in graph.recording.outputs))
+
+    def _same_weights(self) -> bool:
+        """Whether recordings are of the weights as they are: those of others are dropped; False where none can be."""
+        weights = list(self._weights())
+        if self._state is None or not unchanged(self._state, weights):
+            self._graphs.clear()
+            self._state = state_of(weights)
+            if self._state is None:
+                self.failure = "weights that are inference tensors, whose changes torch does not count"
+        return self._state is not None
 
     def _record(
         self, prior: Prior, likelihood: Likelihood, key: Key, inputs: list[Tensor]
@@ -291,5 +315,5 @@ def _fill(graph: _Graph, inputs: Sequence[Tensor]) -> None:
             )
 
 
-def _without(sampler: Sampler, recorder: Callable[[], Recorder]) -> Graphs:
-    return Graphs(sampler, recorder())
+def _without(sampler: Sampler, recorder: Callable[[], Recorder], weights: Callable[[], Iterable[Tensor]]) -> Graphs:
+    return Graphs(sampler, recorder(), weights)

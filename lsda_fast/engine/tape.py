@@ -244,7 +244,10 @@ class Replay:
     def __init__(self, tape: Tape, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Arena) -> None:
         ends = [tape.place(t) for t in outputs]
         self._outside = list(tape.outside.values())
-        self._state = state_of(self._outside)
+        state = state_of(self._outside)
+        if state is None:
+            raise RuntimeError("a block that reads inference tensors; accepted: tensors whose changes torch counts")
+        self._state = state
         varying = _varying(tape)
         calls = [call for call in tape.calls if call.touched & varying]
         lives = _lives(calls, ends, varying - set(tape.inputs))
@@ -260,7 +263,7 @@ class Replay:
     @property
     def valid(self) -> bool:
         """Whether what was computed once is what it would be now."""
-        return self._state is None or unchanged(self._state, self._outside)
+        return unchanged(self._state, self._outside)
 
     @torch.inference_mode()
     def __call__(self) -> None:

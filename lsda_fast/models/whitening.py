@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lsda_fast.kernels.kept import State, keep, state_of, unchanged
+from lsda_fast.kernels.kept import State, has_values, keep, state_of, unchanged
 
 __all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Linear", "Whitening"]
 
@@ -70,7 +70,7 @@ class Whitening(nn.Module):
         if seen and unchanged(seen, buffers):
             return made
         new, state = make(), state_of(buffers)
-        if state:
+        if state and has_values():
             self._made[name] = state, new
             keep(_tensors(new))
         return new
