@@ -18,6 +18,7 @@ import xarray as xr
 from lsda_fast.datasets import write_dataset
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
+from lsda_fast.kernels.robust import Robust
 from lsda_fast.observations import Observations
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Analysis:
     seconds : float
     candidates : pd.DataFrame, optional
         Of an analysis that was chosen by rewards: one row per candidate, with columns member, the rewards, rank, kept.
+    robust : Huber or VariationalQC, optional
+        What a departure cost.
+    representativeness : bool
+        Whether R had the autoencoder's reconstruction error.
     """
 
     analysis: xr.Dataset
@@ -57,6 +62,8 @@ class Analysis:
     evaluations: Counter[str]
     seconds: float
     candidates: pd.DataFrame | None = None
+    robust: Robust | None = None
+    representativeness: bool = True
 
     @property
     def downweighted(self) -> int:
@@ -84,7 +91,13 @@ class Analysis:
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Write the analysis (netCDF or Zarr) and its tables, each whole or not at all; returns the paths.
 
-        Beside ``A.nc`` lies ``A.departures.csv``, and of an analysis chosen by rewards ``A.rewards.csv``.
+        Beside ``A.nc`` lies ``A.departures.csv``, and of an analysis chosen by rewards ``A.rewards.csv``; that of an
+        earlier analysis under this name goes with it.
+
+        Raises
+        ------
+        InputError
+            Where one of these cannot be written; nothing is, then.
         """
         path = Path(path)
         tables = {"departures": self.departures}
@@ -92,6 +105,9 @@ class Analysis:
         mark = uuid.uuid4().hex[:8]
         partial = {path.with_name(f".{path.stem}-{mark}.{kind}.csv"): kind for kind in tables}
         final = [path.with_name(f"{path.stem}.{kind}.csv") for kind in tables]
+        for place in final:
+            if place.is_dir():
+                raise InputError(f"{place} is a folder; accepted is a name for the table of the analysis beside it")
         try:
             # The small files first: when one cannot be written, the analysis does not stand alone.
             if path.parent.is_dir():
@@ -100,6 +116,8 @@ class Analysis:
             write_dataset(self.analysis, path)
             for file, place in zip(partial, final):
                 file.replace(place)
+            if self.candidates is None:
+                path.with_name(f"{path.stem}.rewards.csv").unlink(missing_ok=True)
         finally:
             for file in partial:
                 file.unlink(missing_ok=True)

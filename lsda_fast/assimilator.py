@@ -86,7 +86,9 @@ class Assimilator(Assimilation):
         states = found.states[:, 0]
         analysis = self._dataset(states, background, dims=("member",), coords=coords, attrs=found.attrs)
         state_b = self._dataset(package.denormalize(x_b), background)
-        return Analysis(analysis, state_b, departures, found.evaluations, clock.perf_counter() - begin)
+        seconds = clock.perf_counter() - begin
+        cost = {"robust": self.robust, "representativeness": self.representativeness}
+        return Analysis(analysis, state_b, departures, found.evaluations, seconds, **cost)
 
     @apart
     def plan(

@@ -94,6 +94,11 @@ def canonical(dataset: xr.Dataset) -> xr.Dataset:
     """The data set under the dimension names time, member, level, latitude, longitude.
 
     A coordinate ``valid_time`` beside ``time`` (cfgrib) becomes the time: a state is of when it is valid.
+
+    Raises
+    ------
+    InputError
+        Times of another calendar than the standard one.
     """
     valid = dataset.coords.get("valid_time")
     if valid is not None and valid.dims != ("valid_time",):
@@ -106,7 +111,14 @@ def canonical(dataset: xr.Dataset) -> xr.Dataset:
     for alias, name in _ALIASES.items():
         if alias in present and name not in present and name not in renames.values():
             renames[alias] = name
-    return dataset.rename(renames) if renames else dataset
+    dataset = dataset.rename(renames) if renames else dataset
+    if "time" in dataset.coords and dataset["time"].dtype == object and dataset["time"].size:
+        first = dataset["time"].values.flat[0]
+        raise InputError(
+            f"times of the calendar {getattr(first, 'calendar', 'unknown')} came; accepted are those of the standard "
+            "calendar (xarray.Dataset.convert_calendar)"
+        )
+    return dataset
 
 
 def fields(dataset: xr.Dataset) -> list[Field]:

@@ -69,6 +69,8 @@ def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
     if "time" not in dataset.dims and time is None:
         return dataset
     if "time" not in dataset.coords:
+        if time is None:
+            raise InputError(f"{dataset.sizes['time']} states without times came; accepted is one state, or times")
         raise InputError(f"time {time!r} was asked for; the data have no time")
     times = pd.DatetimeIndex(np.atleast_1d(dataset["time"].values))
     if time is None:

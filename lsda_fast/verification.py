@@ -210,7 +210,7 @@ def verify(
     ----------
     analysis, truth : datasets ([member,] [time,] [level,] latitude, longitude) as from `open_states`; the attribute
         ``ensemble`` of an analysis says what its members are (`scores.ENSEMBLES`), independent draws without it.
-        The variables and levels that both have are scored, at the points and times of the analysis and in
+        The variables and levels of which both have values are scored, at the points and times of the analysis and in
         the units of the truth, which may cover more. They are read time by time, so that both may be larger
         than the memory.
     layout : channels and grid to score, where not all that are common.
@@ -232,6 +232,11 @@ def verify(
     if layout is None:
         known, names = StateLayout.infer(analysis), StateLayout.infer(truth).names
         common = [name for name in names if name in known.names]
+        # On levels, channels that a package has not are written as missing.
+        missing = _without_values(analysis, known, common)
+        if common and len(missing) == len(common):
+            raise InputError(f"the analysis has not one value of {', '.join(common)}; accepted are complete fields")
+        common = [name for name in common if name not in missing]
         if not common:
             raise InputError(f"the analysis has {known.names} and the truth {names}, nothing in common")
         layout = replace(StateLayout.infer(truth, common), grid=known.grid)
@@ -244,6 +249,20 @@ def verify(
         fields = layout.to_array(one, missing="mask")
         scores.add(fields if fields.ndim == 4 else fields[None], layout.to_array(other, missing="mask"))
     return scores.table()
+
+
+def _without_values(dataset: xr.Dataset, layout: StateLayout, names: Sequence[str]) -> set[str]:
+    """Those of the channels that are missing everywhere; what has a value in the first field is read no further."""
+    left = set(names)
+    for i in range(dataset.sizes.get("time", 1)):
+        part = tuple(channel for channel in layout.channels if channel.name in left)
+        if not part:
+            break
+        field = dataset.isel(time=i, drop=True) if "time" in dataset.dims else dataset
+        values = replace(layout, channels=part).to_array(field, missing="mask")
+        empty = np.isnan(values).all((-2, -1)).reshape(-1, len(part)).all(0)
+        left = {channel.name for channel, none in zip(part, empty) if none}
+    return left
 
 
 def _paired_times(analysis: xr.Dataset, truth: xr.Dataset) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:

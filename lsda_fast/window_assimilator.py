@@ -101,7 +101,9 @@ class WindowAssimilator(Assimilation):
         if x_b is not None:
             states, coords = self.package.denormalize(x_b), {"time": times.to_numpy()}
             state_b = layout.to_dataset(states, dims=("time",), coords=coords, style=style)
-        return Analysis(analysis, state_b, departures, found.evaluations, clock.perf_counter() - begin)
+        seconds = clock.perf_counter() - begin
+        cost = {"robust": self.robust, "representativeness": self.representativeness}
+        return Analysis(analysis, state_b, departures, found.evaluations, seconds, **cost)
 
     @apart
     def plan(

@@ -172,6 +172,11 @@ class Mistake:
         """Training on the world's states."""
         return ("train", self.world.states, "--output", self.folder / "out" / "P", "--config", "tiny", *extra)
 
+    def folded(self, name: str) -> Path:
+        """The folder, with a folder of this name in it."""
+        (self.folder / name).mkdir()
+        return self.folder
+
     def written(self, name: str, content: str | bytes) -> Path:
         """A file with this content."""
         (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())

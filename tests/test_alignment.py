@@ -270,9 +270,14 @@ def test_the_reward_table_has_a_row_per_candidate(world: World) -> None:
 def test_forecasts_are_those_of_the_model_that_is_named(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "judging_models.py").write_text("def still(package):\n    return lambda x, time, hours: x\n")
+    lines = ["def still(package): return lambda x, time, hours: x"]
+    lines += ["def half(package): return lambda x, time, hours: x[:, :1]"]
+    (tmp_path / "judging_models.py").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(InputError, match=r"gave \(1, 1, 6, 8\); accepted is a tensor of what it was given, \(1, 2,"):
+        align(world.parent, world.states, small(forecast_model="judging_models:half"), tmp_path / "half")
+    assert not (tmp_path / "half.work").exists()
     named = small("forecast", forecast_model="judging_models:still", optimization={"steps": 0})
     align(world.parent, world.states, named, tmp_path / "named", candidates_from=f"{world.aligned}.work")
     rows = pd.read_parquet(tmp_path / "named.work" / "rewards" / "20010420T000000.parquet")

@@ -19,7 +19,7 @@ from lsda_fast.analysis import Analysis, departure_table
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
-from lsda_fast.guidance import Likelihood
+from lsda_fast.guidance import Huber, Likelihood
 from lsda_fast.observations import ObservationOperator, Observations
 from lsda_fast.package import Package
 
@@ -69,15 +69,15 @@ def observed(state: np.ndarray, **columns: Any) -> Observations:
     return Observations.from_frame(frame.assign(value=np.insert(values, 1, 0.0)))
 
 
-def analysis(members: np.ndarray = MEMBERS, numbers: list[int] = NUMBERS) -> Analysis:
+def analysis(members: np.ndarray = MEMBERS, numbers: list[int] = NUMBERS, robust: Huber | None = None) -> Analysis:
     """An analysis of these members, with departures."""
     observations = observed(jet(22, 1.0))
     operator = ObservationOperator.stations(observations, LAYOUT, NORMALIZATION)
     x_b, x_a = PACKAGE.normalize(BACKGROUND), PACKAGE.normalize(members)
     ones = torch.ones(operator.size)
-    likelihood = Likelihood(operator, torch.tensor(operator.values).float(), ones, ones)
+    likelihood = Likelihood(operator, torch.tensor(operator.values).float(), ones, ones, robust)
     table = departure_table(observations, operator.reasons, likelihood, x_b, x_a)
-    return Analysis(dataset(members, member=numbers), dataset(BACKGROUND), table, Counter(), 1.0)
+    return Analysis(dataset(members, member=numbers), dataset(BACKGROUND), table, Counter(), 1.0, robust=robust)
 
 
 CLIMATE = dataset(np.stack([jet(25, 1.0), jet(15, 1.02)]), time=TIME + np.array([-20, -10], "timedelta64[D]"))
@@ -96,6 +96,15 @@ def test_the_members_whose_balance_is_that_of_the_reference_states_are_kept() ->
     assert sorted(table["rank"]) == [1, 2, 3, 4]
     # As if these two had been the analysis.
     pd.testing.assert_frame_equal(best.departures, analysis(MEMBERS[[0, 3]], [3, 11]).departures, atol=1e-4)
+
+
+def test_robust_weights_are_those_of_the_members_that_are_kept() -> None:
+    cost = Huber(0.3)
+    best = best_of(analysis(robust=cost), PACKAGE, "physics", members=2, reference=CLIMATE)
+    expected = analysis(MEMBERS[[0, 3]], [3, 11], cost).departures
+    assert expected["weight"].min() < 0.9
+    pd.testing.assert_frame_equal(best.departures, expected, atol=1e-4)
+    assert not np.allclose(best.departures["weight"], analysis(robust=cost).departures["weight"], equal_nan=True)
 
 
 def test_without_reference_states_the_background_stands_in() -> None:
@@ -146,6 +155,20 @@ def test_orientation_and_wrap_change_nothing() -> None:
     other = replace(given, analysis=turned(given.analysis), background=turned(given.background))
     table = reward_table(given, PACKAGE, "physics", reference=CLIMATE)
     pd.testing.assert_frame_equal(reward_table(other, PACKAGE, "physics", reference=turned(CLIMATE)), table)
+
+
+def test_the_rewards_of_an_earlier_analysis_go_with_it(tmp_path: Path) -> None:
+    best_of(analysis(), PACKAGE).save(tmp_path / "A.nc")
+    assert (tmp_path / "A.rewards.csv").exists()
+    analysis().save(tmp_path / "A.nc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A.departures.csv", "A.nc"]
+
+
+def test_a_folder_in_the_place_of_a_table_leaves_nothing_written(tmp_path: Path) -> None:
+    (tmp_path / "A.departures.csv").mkdir()
+    with pytest.raises(InputError, match=r"A\.departures\.csv is a folder"):
+        analysis().save(tmp_path / "A.nc")
+    assert [path.name for path in tmp_path.iterdir()] == ["A.departures.csv"]
 
 
 def test_the_rewards_lie_beside_the_analysis(tmp_path: Path) -> None:

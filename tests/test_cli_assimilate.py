@@ -79,13 +79,13 @@ def test_an_analysis_has_the_backgrounds_style_and_every_observation(
     here = analysis["msl"].mean("member").sel(latitude=row["latitude"], longitude=row["longitude"])
     assert float(row["value"]) - float(here) == pytest.approx(float(row["O-A"]), abs=0.05)
 
-    # On levels z850 and t500 are there without a value; the score of the whole is that of the channels that have some.
+    # On levels z850 and t500 are there without a value, and are not scored.
     truth = layout.to_dataset(
         layout.to_array(xr.load_dataset(world.truth)), coords={"time": program.VALID}, style=style
     )
     write_dataset(truth, tmp_path / "T.nc")
     scores = json.loads(program.lsda("verify", output, tmp_path / "T.nc", "--json").out)
-    assert set(scores) == {*program.UNITS, "normalized"} | ({"z850", "t500"} if style == "levels" else set())
+    assert set(scores) == {*program.UNITS, "normalized"}
     assert 0 < scores["normalized"]["rmse"] < 1
 
     page = (report / "index.html").read_text()
@@ -147,6 +147,16 @@ def test_the_best_of_some_are_kept_with_a_table_of_all(program: ModuleType, worl
     best = rewards.nlargest(2, "observations")["member"]
     assert xr.load_dataset(tmp_path / "A.nc")["member"].values.tolist() == sorted(best)
     assert rewards["kept"].sum() == 2
+    # Those of other days, and other values, judge nothing.
+    other = halves["held_out.csv"].assign(time="2001-01-01", value=lambda t: 1.01 * t["value"])
+    pd.concat([halves["held_out.csv"], other]).to_csv(tmp_path / "held_out.csv", index=False)
+    again = program.assimilate(world, tmp_path / "B.nc", *options, "--steps", 1, observations=tmp_path / "O.csv")
+    assert (again.code, again.err) == (0, "")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "B.rewards.csv"), rewards)
+    other.to_csv(tmp_path / "held_out.csv", index=False)
+    none = program.assimilate(world, tmp_path / "C.nc", *options, observations=tmp_path / "O.csv")
+    assert none.code == 2
+    assert f"none of {len(other)} observations held out is within" in none.err
 
 
 def test_orientation_and_wrap_of_background_and_observations_change_nothing(

@@ -18,6 +18,21 @@ BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
         2,
         "is an input; accepted is another name",
     ),
+    "output matches an input": (
+        lambda a: a.analysis(output=a.world.background, background=a.world.folder / "backgro*.nc"),
+        2,
+        "is an input; accepted is another name",
+    ),
+    "departures are an input": (
+        lambda a: a.analysis(output=a.folder / "A.nc", observations=a.written("A.departures.csv", "time")),
+        2,
+        "A.departures.csv is written beside it, and is an input; accepted is another name",
+    ),
+    "a folder for departures": (
+        lambda a: a.analysis(output=a.folded("A.departures.csv") / "A.nc"),
+        2,
+        "A.departures.csv, which is written beside it, is a folder",
+    ),
     "folder not there": (lambda a: a.analysis(output="deeper/A.nc"), 2, "A.nc: its folder does not exist"),
     "report is a file": (
         lambda a: a.analysis("--report", a.written("page", "")),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 
 def without_defaults(package: Path) -> None:
@@ -116,6 +117,16 @@ BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
         lambda a: a.changed_background(lambda b: b.drop_vars("time"), "--time", "2001-07-11"),
         2,
         "the data have no time",
+    ),
+    "times of another calendar": (
+        lambda a: a.changed_background(lambda b: b.expand_dims("time").convert_calendar("noleap", use_cftime=True)),
+        2,
+        "times of the calendar noleap came; accepted are those of the standard calendar",
+    ),
+    "states without times": (
+        lambda a: a.changed_background(lambda b: xr.concat([b.drop_vars("time")] * 2, "time")),
+        2,
+        "2 states without times came; accepted is one state, or times",
     ),
     "time that is none": (lambda a: a.prediction("--time", "noon"), 2, "'noon' is not a date"),
     # the observations

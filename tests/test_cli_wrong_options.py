@@ -32,6 +32,7 @@ BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
     "seed below 0": (lambda a: a.analysis("--seed", -1), 2, "'--seed'.* 0"),
     "start 0": (lambda a: a.analysis("--start", 0), 2, "accepted is 0 <= stop < start <= 1"),
     "window": (lambda a: a.analysis("--window", "soon"), 2, "window 'soon' is not a time span; accepted are hours"),
+    "window beyond all time": (lambda a: a.analysis("--window", "9999999"), 2, "a window from 9999999 before 2001"),
     "fewer candidates than members": (
         lambda a: a.analysis("--best-of", 2, "--members", 3),
         2,

@@ -93,6 +93,8 @@ def test_a_function_in_physical_units_is_called_step_by_step() -> None:
 
 def test_a_function_of_the_current_folder_makes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["def same(package):", "    return lambda x, time, hours: x", "def none(package):", "    pass", "thing = 3"]
+    lines += ["def itself(x, time, hours):", "    return x"]
+    (tmp_path / "broken_models.py").write_text("def same(:")
     (tmp_path / "named_models.py").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -101,10 +103,13 @@ def test_a_function_of_the_current_folder_makes_a_model(tmp_path: Path, monkeypa
     assert torch.equal(forecast_model("named_models:same", of)(x, TIME, 6.0), x)
     refused = {
         "named_models": "accepted is MODULE:FUNCTION",
-        "absent_models:same": "is not to be had: No module named 'absent_models'",
-        "named_models:other": "is not to be had: module 'named_models' has no attribute 'other'",
+        "absent_models:same": "is not to be had: ModuleNotFoundError: No module named 'absent_models'",
+        "named_models:other": "is not to be had: AttributeError: module 'named_models' has no attribute 'other'",
         "named_models:none": "makes no forecast model; accepted is a function of the package that returns one",
         "named_models:thing": "makes no forecast model",
+        "named_models:itself": "makes no forecast model",
+        ".named_models:same": "is not to be had: TypeError",
+        "broken_models:same": "is not to be had: SyntaxError",
     }
     for name, message in refused.items():
         with pytest.raises(InputError, match=message):

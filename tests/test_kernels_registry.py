@@ -82,6 +82,13 @@ def test_forced_and_traced(checks):
     assert [c.implementation for c in taken] == ["cpu", "reference", "cpu", "reference", "cpu"]
 
 
+def test_the_environment_s_instruction_set_is_that_of_the_beginning(checks, fresh, monkeypatch):
+    monkeypatch.setenv("LSDA_CPU_ISA", checks.isas()[-1])
+    with kernels.use("cpu", isa="baseline"):
+        noise()
+        assert native.load("cpu").code.isa() == "baseline"
+
+
 def test_forcing_what_cannot_be_is_an_error(checks):
     checks.isas()
     with (

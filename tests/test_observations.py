@@ -1,5 +1,6 @@
 """The observation table: every row is used or rejected with a reason, in SI units."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -181,11 +182,19 @@ def test_files_read_the_same_as_their_table(tmp_path):
     pd.testing.assert_frame_equal(Observations.from_frame(arrow.Table.from_pandas(table)).frame, expected)
 
 
+def test_commas_at_the_ends_of_lines_move_no_column(tmp_path):
+    table = rows(value=[280.0, 281.0], std=1.0)
+    lines = table.to_csv(index=False).splitlines()
+    (tmp_path / "a.csv").write_text("\n".join([lines[0], *(line + "," for line in lines[1:])]))
+    pd.testing.assert_frame_equal(Observations.read(tmp_path / "a.csv").frame, Observations.from_frame(table).frame)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", b"", "cannot be read"),
         ("a.csv.gz", b"time,latitude", "cannot be read"),
+        ("a.csv.gz", gzip.compress(b"time,latitude")[:10] + b"\xff" * 20, "cannot be read"),
         ("a.csv", b"\xff\xfe\x00\x80", "cannot be read|lack"),
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.xls", b"", "unknown suffix; accepted: .csv, .csv.gz, .parquet"),

@@ -251,6 +251,25 @@ def test_an_ensemble_of_real_states_gives_what_the_functions_give(states):
     assert table.attrs == {"cases": 4, "members": 3}
 
 
+def test_channels_that_are_written_as_missing_are_not_scored():
+    """As an analysis of a package without them is, on levels."""
+    level, space = [500.0, 300.0], {"latitude": [10.0, 0.0, -10.0], "longitude": [0.0, 10.0]}
+    values = np.random.default_rng(0).standard_normal((2, 2, 3, 2))
+    truth = xr.Dataset({"q": (("time", "level", *space), values)}, {"time": [0, 1], "level": level, **space})
+    truth["time"] = np.array(["2001-01-01", "2001-01-02"], "datetime64[ns]")
+    analysis = truth + 1.0
+    analysis["q"].loc[{"level": 300.0}] = np.nan
+    table = V.verify(analysis, truth)
+    assert list(table.index) == ["q500", "normalized"]
+    assert table.loc["q500", "rmse"] == pytest.approx(1.0)
+    # What is missing at one time alone is an error.
+    analysis["q"].loc[{"level": 300.0, "time": "2001-01-02"}] = 1.0
+    with pytest.raises(InputError, match="not finite"):
+        V.verify(analysis, truth)
+    with pytest.raises(InputError, match="the analysis has not one value of q500, q300; accepted are complete fields"):
+        V.verify(truth * np.nan, truth)
+
+
 def test_verify_refuses_what_it_cannot_pair(states):
     first = states.isel(time=slice(0, 3))
     with pytest.raises(InputError, match="lacks 2 of 3 analysis times, first 2008-01-02"):

@@ -24,6 +24,7 @@ from lsda_fast.alignment.rewards import Reward, rewards_of
 from lsda_fast.analysis import Analysis
 from lsda_fast.datasets import canonical
 from lsda_fast.errors import InputError
+from lsda_fast.likelihood import likelihood_of
 from lsda_fast.observations import ObservationOperator, Observations
 from lsda_fast.package import Package
 
@@ -58,7 +59,7 @@ def best_of(
     Returns
     -------
     Analysis
-        The kept members under their own numbers, O-A of their mean, and in ``candidates`` the table of all.
+        The kept members under their own numbers, O-A and weights of their mean, and in ``candidates`` the table of all.
 
     Raises
     ------
@@ -166,12 +167,19 @@ def _cases(package: Package, background: xr.Dataset, reference: xr.Dataset | Non
 
 
 def _departures(analysis: Analysis, package: Package, kept: xr.Dataset) -> pd.DataFrame:
-    """The table of departures with O-A of the kept members' mean."""
+    """The table of departures with O-A of the kept members' mean, and the weights there."""
     table = analysis.departures.copy()
     used = table["used"].to_numpy(dtype=bool)
     observations = Observations(table[used].reset_index(drop=True), table[:0])
     operator = ObservationOperator.stations(observations, package.layout, package.normalization)
-    mean = package.normalize(package.layout.to_array(kept)).mean(0, keepdim=True)
-    equivalent = operator.to(package.device, package.dtype)(mean)[0].double().cpu().numpy()
-    table.loc[used, "O-A"] = operator.values - equivalent
+    likelihood = likelihood_of(
+        operator,
+        error=package.errors if analysis.representativeness else None,
+        robust=analysis.robust,
+        device=package.device,
+        dtype=package.dtype,
+    )
+    after = likelihood.operator(package.normalize(package.layout.to_array(kept)).mean(0, keepdim=True))
+    table.loc[used, "O-A"] = operator.values - after[0].double().cpu().numpy()
+    table.loc[used, "weight"] = likelihood.weight(after)[0].double().cpu().numpy()
     return table

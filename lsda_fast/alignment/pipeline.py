@@ -27,7 +27,7 @@ from lsda_fast.alignment.table import judge, read_table
 from lsda_fast.alignment.train import align_denoiser, require_peft
 from lsda_fast.diffusion.solvers import get_solver
 from lsda_fast.errors import InputError
-from lsda_fast.forecast_models import forecast_model
+from lsda_fast.forecast_models import forecast_model, forecast_of
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
 from lsda_fast.package.prior import from_latent
@@ -87,6 +87,8 @@ def align(
     model = None if config.forecast_model is None else forecast_model(config.forecast_model, parent)
     rewards = rewards_of(config.rewards, parent, model=model, lead=config.lead_hours)
     states = load_states(dataset, parent, config)
+    if model is not None:  # one that will not do is found out before candidates are drawn
+        forecast_of(model, states.x[states.dates[:1]].to(device, parent.dtype), states.time(0), config.lead_hours)
     digest = package_hash(package)
     fingerprint = {**states.fingerprint, "package": digest}
     if candidates_from is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lsda_fast.cli.choice import choice_of
+from lsda_fast.cli.choice import choice_of, within
 from lsda_fast.cli.options import (
     Device,
     PackagePath,
@@ -21,7 +21,7 @@ from lsda_fast.cli.options import (
     pick_device,
     robust_of,
 )
-from lsda_fast.cli.terminal import progress, say, warn
+from lsda_fast.cli.terminal import progress, say
 from lsda_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def assimilate(
     from lsda_fast.package import Package
     from lsda_fast.window_assimilator import WindowAssimilator
 
-    check_output(output, background, observations, fields, reference, held_out)
+    tables = ("departures", *(() if best_of is None and rewards is None else ("rewards",)))
+    check_output(output, background, observations, fields, reference, held_out, beside=tables)
     if report is not None:
         check_plots(report)
     if preset is not None and (guidance, inner, prior_covariance, solver) != ("lo", "gauss_newton", None, "auto"):
@@ -112,13 +113,8 @@ def assimilate(
         if background is None:
             raise InputError("--background did not come; accepted without one is --window FIRST/LAST")
         state = _state(background, time)
-        candidates, choose = choice_of(model, state, members, *choice)
-        timed = table.frame["time"].notna().any()
-        if "time" in state.coords and timed:
-            table = table.window(state["time"].values, window, window)
-        elif timed:
-            warn("the background has no time: observations of any time are used")
-        given = {"observations": table, "background": state}
+        candidates, choose = choice_of(model, state, members, *choice, window)
+        given = {"observations": within(table, state, window), "background": state}
     if plan:
         say(str(assimilator.plan(members=candidates, **given)))
         return

@@ -5,15 +5,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsda_fast.cli.terminal import warn
 from lsda_fast.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from lsda_fast.analysis import Analysis
+    from lsda_fast.observations import Observations
     from lsda_fast.package import Package
 
-__all__ = ["choice_of"]
+__all__ = ["choice_of", "within"]
+
+
+def within(table: "Observations", state: "xr.Dataset", window: str) -> "Observations":
+    """Observations of the state's time; all, and a warning, where it has none and they have."""
+    if not table.frame["time"].notna().any():
+        return table
+    if "time" not in state.coords:
+        warn("the background has no time: observations of any time are used")
+        return table
+    return table.window(state["time"].values, window, window)
 
 
 def choice_of(
@@ -24,6 +36,7 @@ def choice_of(
     rewards: str | None,
     reference: str | None,
     held_out: Path | None,
+    window: str,
 ) -> "tuple[int, Callable[[Analysis], Analysis]]":
     """How many candidates to draw, and what makes the analysis of them; InputError before the work where it cannot."""
     if best_of is None and rewards is None:
@@ -39,7 +52,12 @@ def choice_of(
     candidates = members if best_of is None else best_of
     if candidates < max(2, members):
         raise InputError(f"{candidates} candidates for {members} members came; accepted are two at least, and as many")
-    table = None if held_out is None else Observations.read(held_out)
+    table = None
+    if held_out is not None:
+        came = Observations.read(held_out)
+        table = within(came, background, window)
+        if len(came) and not len(table):
+            raise InputError(f"none of {len(came)} observations held out is within {window} h of the background's time")
     judges = rewards_of("physics" if rewards is None else rewards, package, held_out=table)
     states = None if reference is None else open_states(reference)
     check_rewards(package, background, judges, reference=states)

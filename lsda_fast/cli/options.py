@@ -1,7 +1,8 @@
 """What options say: text to a guidance, a period or a device, and outputs that cannot be written, found out early."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,16 +89,25 @@ def pick_device(name: str) -> str:
     return name
 
 
-def check_output(path: Path, *inputs: str | Path | None) -> None:
-    """Refuse before the work what cannot be written after it, and to write over what is read."""
+def check_output(path: Path, *inputs: str | Path | None, beside: Sequence[str] = ()) -> None:
+    """Refuse before the work what cannot be written after it, and to write over what is read.
+
+    ``beside``: kinds of tables that are written too (``A.departures.csv``).
+    """
     from lsda_fast.datasets import check_writable
 
     try:
         check_writable(path)
     except InputError as error:
         raise InputError(f"--output {error}") from error
-    if any(given is not None and Path(given).resolve() == path.resolve() for given in inputs):
-        raise InputError(f"--output {path} is an input; accepted is another name")
+    names = (str(given) for given in inputs if given is not None)
+    read = {Path(name).resolve() for given in names for name in (given, *glob(given, recursive=True))}
+    for written in (path, *(path.with_name(f"{path.stem}.{kind}.csv") for kind in beside)):
+        if written.resolve() in read:
+            also = "" if written == path else f": {written} is written beside it, and"
+            raise InputError(f"--output {path}{also} is an input; accepted is another name")
+        if written != path and written.is_dir():
+            raise InputError(f"--output {path}: {written}, which is written beside it, is a folder")
 
 
 def check_plots(folder: Path) -> None:

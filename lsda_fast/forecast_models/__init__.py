@@ -1,6 +1,6 @@
 """Forecast models behind one call: the package's own, published ONNX graphs, any Python callable."""
 
-from lsda_fast.forecast_models.base import CallableForecast, ForecastModel, whole_steps
+from lsda_fast.forecast_models.base import CallableForecast, ForecastModel, forecast_of, whole_steps
 from lsda_fast.forecast_models.named import forecast_model
 from lsda_fast.forecast_models.onnx import OnnxForecast
 from lsda_fast.forecast_models.package import PackageForecast
@@ -15,5 +15,6 @@ __all__ = [
     "PackageForecast",
     "Pangu",
     "forecast_model",
+    "forecast_of",
     "whole_steps",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 
-__all__ = ["CallableForecast", "ForecastModel", "after", "whole_steps"]
+__all__ = ["CallableForecast", "ForecastModel", "after", "forecast_of", "whole_steps"]
 
 
 class ForecastModel(Protocol):
@@ -61,6 +61,15 @@ class CallableForecast:
             if states.shape != tuple(x.shape):
                 raise InputError(f"the forecast function gave {states.shape}; accepted is {tuple(x.shape)}")
         return self.package.normalize(states).to(x)
+
+
+def forecast_of(model: ForecastModel, x: Tensor, time: np.datetime64, hours: float) -> Tensor:
+    """What a model makes of states; InputError where that is no states of their shape."""
+    found = model(x, time, hours)
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        came = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(f"the forecast model gave {came}; accepted is a tensor of what it was given, {tuple(x.shape)}")
+    return found
 
 
 def whole_steps(hours: float, step_hours: float, owner: str) -> int:

@@ -1,8 +1,11 @@
 """A forecast model by its name: a user's function that makes it, for configurations and the command line."""
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from lsda_fast.errors import InputError
 from lsda_fast.forecast_models.base import ForecastModel
@@ -34,9 +37,18 @@ def forecast_model(name: str, package: Package) -> ForecastModel:
         sys.path.append(here)
     try:
         make = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"forecast model {name!r} is not to be had: {error}") from error
-    model = make(package) if callable(make) else None
-    if not callable(model):
+    except Exception as error:  # whatever a user's file does when it is read
+        raise InputError(f"forecast model {name!r} is not to be had: {type(error).__name__}: {error}") from error
+    if not callable(make) or not _takes_one(make) or not callable(model := make(package)):
         raise InputError(f"{name!r} makes no forecast model; accepted is a function of the package that returns one")
     return model
+
+
+def _takes_one(make: Callable[..., Any]) -> bool:
+    try:
+        signature(make).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # one that does not say
+        pass
+    return True

@@ -6,6 +6,7 @@ carried. ``level`` is in hPa, and missing at the surface; ``value`` and ``std`` 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,12 @@ class Observations:
             reader: Any = pyarrow.parquet.read_table
             options: dict[str, Any] = {}
         elif path.name.endswith((".csv", ".csv.gz")):
-            reader, options = pd.read_csv, {"low_memory": False}
+            reader, options = pd.read_csv, {"low_memory": False, "index_col": False}
         else:
             raise InputError(f"observations {path} has an unknown suffix; accepted: .csv, .csv.gz, .parquet")
         try:
             table = reader(path, **options)
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"observations {path} cannot be read: {str(error).splitlines()[0]}") from error
         return cls.from_frame(table, std)
 
@@ -150,10 +151,11 @@ class Observations:
             middle = middle if middle.tzinfo is None else middle.tz_convert("UTC").tz_localize(None)
         except (ValueError, TypeError) as error:
             raise InputError(f"a window around {time!r}; accepted: a time such as 2008-12-08T12") from error
-        start, end = (
-            middle + sign * pd.Timedelta(hours=hours(span, "window", zero=True))
-            for sign, span in ((-1, before), (1, after))
-        )
+        spans = (-1, hours(before, "window", zero=True)), (1, hours(after, "window", zero=True))
+        try:
+            start, end = (middle + sign * pd.Timedelta(hours=span) for sign, span in spans)
+        except (OverflowError, ValueError) as error:  # out of what pandas can say
+            raise InputError(f"a window from {before} before {middle} to {after} after it: {error}") from error
         t = self.frame["time"]
         after_start = t >= start if closed in ("both", "left") else t > start
         before_end = t <= end if closed in ("both", "right") else t < end

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsda_fast.alignment.case import Case
 from lsda_fast.alignment.rewards.accuracy import check_unit, compare
 from lsda_fast.errors import InputError
-from lsda_fast.forecast_models import ForecastModel
+from lsda_fast.forecast_models import ForecastModel, forecast_of
 
 __all__ = ["ForecastSkill"]
 
@@ -47,4 +47,4 @@ class ForecastSkill:
             raise InputError(f"the forecast reward needs the reference {self.lead:g} h later; the case has {known}")
         if np.isnat(case.time):
             raise InputError("the forecast reward needs the time of the candidates; the case has none")
-        return compare(self.model(candidates, case.time, self.lead), later, case, self.unit)
+        return compare(forecast_of(self.model, candidates, case.time, self.lead), later, case, self.unit)
