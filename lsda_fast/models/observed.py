@@ -78,12 +78,7 @@ class HeadedDecoder:
         return self._made[operator]
 
     def _of_stencil(self, operator: SparseAffine) -> Observed:
-        index, weight = operator.index, operator.weight
-        if weight.numel():
-            # Points without weight are not looked at.
-            heaviest = index.gather(1, weight.abs().argmax(1, keepdim=True))
-            index = torch.where(weight != 0, index, heaviest)
-        cells, compact = index.unique(return_inverse=True)
+        cells, compact = operator.touched.unique(return_inverse=True)
         # Who holds the key of a weak dictionary, or self, keeps it alive.
         model, latent, network = self.model, self.latent, self.network or self.model
         if len(cells) > _DENSE * math.prod(operator.shape) and not self.products:
@@ -94,7 +89,7 @@ class HeadedDecoder:
             idle = torch.arange(round_up(len(cells)) - len(cells), device=cells.device)
             cells = torch.cat([cells, cells[idle % max(len(cells), 1)]])
         heads = model.heads()
-        weight = weight.to(heads[0].weight)
+        weight = operator.weight.to(heads[0].weight)
         plan = ObservationPlan.from_stencil(compact, weight, len(cells), round_up=round_up)
         plans = [head.plan(cells, round_up) for head in heads]
         bias = torch.stack([head.offset(cells) for head in heads]).sum(0, keepdim=True)

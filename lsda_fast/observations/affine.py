@@ -61,6 +61,14 @@ class SparseAffine:
         self.interpolation = interpolation
         self.cells = torch.ones_like(offset) if cells is None else cells
 
+    @property
+    def touched(self) -> Tensor:
+        """``index``, with the heaviest point in the places of those without weight: they are not looked at."""
+        if not self.weight.numel():
+            return self.index
+        heaviest = self.index.gather(1, self.weight.abs().argmax(1, keepdim=True))
+        return torch.where(self.weight != 0, self.index, heaviest)
+
     @classmethod
     def of_physical(
         cls,

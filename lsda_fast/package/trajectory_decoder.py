@@ -100,11 +100,7 @@ class TrajectoryDecoder:
 
     def _of_stencil(self, operator: SparseAffine) -> Any:
         C, H, W = self.shape
-        size, index = C * H * W, operator.index
-        if operator.weight.numel():
-            # Points without weight are not looked at.
-            heaviest = index.gather(1, operator.weight.abs().argmax(1, keepdim=True))
-            index = torch.where(operator.weight != 0, index, heaviest)
+        size, index = C * H * W, operator.touched
         times, at = (index // size).unique(return_inverse=True)
         if not len(times):
             times = index.new_zeros(1)
