@@ -16,7 +16,7 @@ import xarray as xr
 
 from lsda_fast.errors import InputError
 from lsda_fast.fields import DIMENSIONS, UPPER_AIR, Field, canonical, fields
-from lsda_fast.units import convert_units, missing_mask
+from lsda_fast.units import cf_units, convert_units, missing_mask
 
 __all__ = [
     "DIMENSIONS",
@@ -72,6 +72,7 @@ def open_states(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
             f"{len(files)} files came, and reading several as one needs dask: pip install lsda_fast[dask]."
         ) from error
     parts = [_open_one(file).chunk() for file in files]
+    _check_units(parts, files)
     try:
         combined = xr.combine_by_coords(
             parts, combine_attrs="override", join="exact", data_vars="minimal", coords="minimal"
@@ -81,6 +82,23 @@ def open_states(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
         raise InputError(
             f"The {len(files)} files from '{files[0]}' to '{files[-1]}' do not combine: {error}"
         ) from error
+
+
+def _check_units(parts: Sequence[xr.Dataset], files: Sequence[str]) -> None:
+    """InputError where a variable has other units, or lies on another level, in one file than in an earlier one."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for part, file in zip(parts, files):
+        for name, array in part.variables.items():
+            for attribute in ("units", "pressure_level"):
+                if attribute not in array.attrs or array.dims == (name,) == ("time",):
+                    continue
+                came = cf_units(str(array.attrs[attribute]))
+                before, where = first.setdefault((str(name), attribute), (came, file))
+                if came != before:
+                    raise InputError(
+                        f"{name} has {attribute} '{before}' in '{where}' and '{came}' in '{file}'; accepted as one are "
+                        "files that agree"
+                    )
 
 
 def _open_one(path: str) -> xr.Dataset:
@@ -187,7 +205,12 @@ def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:
             dataset.to_zarr(part, mode="w", consolidated=False)
             if path.exists():
                 os.replace(path, old)
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         for leftover in (part, old):
             if leftover.is_dir():

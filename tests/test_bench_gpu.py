@@ -156,7 +156,7 @@ def test_the_published_set_up_is_that_of_the_preset():
     expected = {
         "autoencoder": architectures.autoencoder_architecture(config, state),
         "denoiser": architectures.denoiser_architecture(config, latent),
-        "whitening": architectures.whitening_architecture(config, latent),
+        "whitening": architectures.whitening_architecture(config, state, latent),
     }
     expected["denoiser"].settings["prediction"] = "x0"
     assert {name: (made.name, made.settings) for name, made in expected.items()} == ARCHITECTURES

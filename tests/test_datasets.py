@@ -226,6 +226,34 @@ def test_several_files_are_one_data_set(tmp_path):
         open_states(tmp_path / "*.nc")
 
 
+def test_files_of_other_units_are_not_one_data_set(tmp_path):
+    pytest.importorskip("dask")
+    whole = field("t850", times=4)
+    whole["t850"].attrs["units"] = "K"
+    write_dataset(whole.isel(time=slice(0, 2)), tmp_path / "a.nc")
+    celsius = whole.isel(time=slice(2, 4)).map(lambda x: x.copy(data=x.values - 273.15).assign_attrs(units="degC"))
+    write_dataset(celsius, tmp_path / "b.nc")
+    with pytest.raises(InputError, match=r"t850 has units 'K' in '.*a.nc' and 'degC' in '.*b.nc'; accepted as one are"):
+        open_states(tmp_path / "*.nc")
+
+
+def test_a_store_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "state.zarr"
+    write_dataset(field("t850"), path)
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(target) == path and "-old" not in str(source):
+            raise OSError("no more")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no more"):
+        write_dataset(field("z500"), path)
+    assert os.listdir(tmp_path) == ["state.zarr"]
+    assert open_states(path).identical(field("t850"))
+
+
 def test_opening_reads_no_fields():
     dataset = open_states(gridded("era_interim_western_europe_2000_2008.nc"))
     assert not any(dataset[name].variable._in_memory for name in dataset.data_vars)

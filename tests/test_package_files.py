@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.stationary import StationaryTrajectories
 from lsda_fast.package import Package, files
 
 
@@ -50,6 +52,19 @@ def test_half_precision_is_close_and_loads_as_single(linear: ModuleType, tmp_pat
     z_t, z_b = torch.randn(2, 4, 24, 1, 1, generator=torch.Generator().manual_seed(0))
     one, two = (p.modules["denoiser"](z_t, level, z_b) for p in (package, loaded))
     assert 0 < (one - two).abs().max() < 5e-3 * one.abs().max()
+
+
+def test_half_precision_leaves_autocovariances_as_they_are(linear: ModuleType, tmp_path: Path) -> None:
+    """What rounding leaves of them need not be one."""
+    package = linear.trained()
+    model = StationaryTrajectories((3, 4, 8), rank=6, lags=3)
+    model.fit(torch.randn(60, 3, 4, 8, generator=torch.Generator().manual_seed(0)), [torch.arange(60)])
+    package.modules["trajectory"] = model
+    package.save(tmp_path / "half", dtype=torch.float16)
+    stored = load_file(tmp_path / "half" / "trajectory.safetensors")
+    assert stored["real"].dtype == torch.float16
+    for name in ("std", "lag_real", "lag_imaginary", "rest_real", "rest_imaginary"):
+        assert torch.equal(stored[name], getattr(model, name))
 
 
 def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -39,14 +39,20 @@ def test_every_preset_is_a_configuration(preset: str) -> None:
         ("train: [2001]", "train"),
         ("a: [", "not YAML"),
         ("- 1", "a list came; accepted are keys with values"),
+        ("\udcff", "not text; accepted is YAML"),
     ],
 )
 def test_bad_configurations_are_refused_by_key(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message) as error:
         load_config(file)
     assert "\n" not in str(error.value)
+
+
+def test_dates_need_no_quotes(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: [2000-03-31, 2001-11-30]")
+    assert load_config(tmp_path / "c.yaml").train == ("2000-03-31", "2001-11-30")
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:

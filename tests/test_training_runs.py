@@ -191,20 +191,41 @@ def test_bad_data_leave_no_working_folder(daily: ModuleType, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("autoencoder", "sentence"),
+    ("section", "settings", "sentence"),
     [
-        ({"patch": 5}, "does not divide the grid"),
-        ({"settings": {"widht": 16}}, "does not take these settings"),
+        ("autoencoder", {"patch": 5}, "does not divide the grid"),
+        ("autoencoder", {"settings": {"widht": 16}}, "does not take these settings"),
+        ("forecaster", {"settings": {"widht": 16}}, "does not take these settings"),
+        ("whitening", {"settings": {"rang": 16}}, "does not take these settings"),
+        ("denoiser", {"settings": {"widht": 16}}, "does not take these settings"),
+        ("schedule", {"sigma_max": -1.0}, "sigma"),
     ],
 )
 def test_a_mistake_in_the_settings_leaves_no_working_folder(
-    daily: ModuleType, tmp_path: Path, autoencoder: dict[str, Any], sentence: str
+    daily: ModuleType, tmp_path: Path, section: str, settings: dict[str, Any], sentence: str
 ) -> None:
-    config = TrainingConfig(**{**GLOBAL, "autoencoder": GLOBAL["autoencoder"] | autoencoder})
+    """And is found before anything was trained."""
+    config = TrainingConfig(**{**GLOBAL, section: GLOBAL.get(section, {}) | settings})
+    reported: list[Any] = []
     with pytest.raises(InputError) as error:
-        train(daily.GLOBE, config, tmp_path / "package")
+        train(daily.GLOBE, config, tmp_path / "package", progress=lambda *done: reported.append(done))
     assert sentence in str(error.value)
     assert list(tmp_path.iterdir()) == []
+    assert not reported
+
+
+def test_an_output_that_is_something_else_is_refused_before_the_work(daily: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match="package is not a package; accepted is a package, an empty folder"):
+        train(daily.REGION, load_config("tiny"), f"{tmp_path / 'package'}/")
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_zonal_statistics_need_a_grid_that_goes_round(daily: ModuleType, tmp_path: Path) -> None:
+    config = load_config("tiny", whitening={"kind": "zonal"})
+    with pytest.raises(InputError, match="'zonal' came for a grid that does not go round"):
+        train(daily.REGION, config, tmp_path / "package")
 
 
 def test_states_of_no_period_are_not_read(daily: ModuleType, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def draw_candidates(
     with torch.no_grad():
         z_b = package.autoencoder.encode(background[None].to(package.device, package.dtype))
     precision = getattr(torch, config.precision)
-    prior = package.prior(z_b[0], calendar=season[None], fused=True, precision=precision)
+    prior = package.prior(background, calendar=season, fused=True, precision=precision)
     nothing = torch.zeros(0, dtype=prior.dtype, device=prior.device)
     likelihood = Likelihood(lambda x: x.new_zeros(len(x), 0), nothing, nothing, nothing)
     block = min(config.block, config.members)

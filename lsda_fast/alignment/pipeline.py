@@ -29,7 +29,7 @@ from lsda_fast.diffusion.solvers import get_solver
 from lsda_fast.errors import InputError
 from lsda_fast.forecast_models import forecast_model, forecast_of
 from lsda_fast.package import Package
-from lsda_fast.package.files import package_hash
+from lsda_fast.package.files import check_place, package_hash
 from lsda_fast.package.prior import from_latent
 from lsda_fast.training.loop import Log, Progress
 from lsda_fast.training.work import Work, check_claim, claimed
@@ -73,11 +73,13 @@ def align(
     InputError
         An unusable package, data or configuration, a working folder that is another run's, or candidates that are.
     """
-    folder, package = Path(f"{output}.work"), Path(package)
+    package, output = Path(package), Path(output)
+    folder = Path(f"{output}.work")
     if find_spec("pyarrow") is None:
         raise InputError("reward tables need pyarrow: pip install 'lsda_fast[align]'")
-    if package.resolve() == Path(output).resolve():
+    if package.resolve() == output.resolve():
         raise InputError(f"{output} is the package itself; accepted is another output")
+    check_place(output)
     check_claim(folder, config, resume)
     parent = Package.load(package).to(device)
     if "forecaster" not in parent.modules:

@@ -64,6 +64,7 @@ class Forecaster(nn.Module):
         unit = patch * 2 ** (scales - 1)
         if width and (H % unit or W % unit):
             raise InputError(f"a U-Net of patch {patch} and {scales} scales does not divide the grid {H} x {W}")
+        modes = min(modes, C * H * W)
         self.shape, self.modes, self.patch, self.width = tuple(shape), modes, patch, width
         self.calendar = calendar
         self.register_buffer("mean", torch.zeros(shape))
@@ -100,7 +101,7 @@ class Forecaster(nn.Module):
         predictors = torch.cat([rows @ vectors, calendar[:, : self.calendar].double()], dim=1)
         target = (after - before).flatten(1).double() @ vectors
         gram = predictors.T @ predictors
-        gram += ridge * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+        gram.diagonal().add_(ridge * gram.trace() / len(gram))
         self.matrix.copy_(torch.linalg.solve(gram, predictors.T @ target))
 
     def forward(self, x: Tensor, calendar: Tensor) -> Tensor:

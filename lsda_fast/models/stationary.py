@@ -65,6 +65,9 @@ class StationaryTrajectories(nn.Module):
     rest_real: Tensor
     rest_imaginary: Tensor
 
+    # A continuation that fits them is far from one that fits what rounding leaves of them.
+    exact = ("mean", "std", "lag_real", "lag_imaginary", "rest_real", "rest_imaginary")
+
     def __init__(
         self,
         latent_shape: Sequence[int],

@@ -48,6 +48,8 @@ class ZonalWhitening(Whitening):
         An odd number of columns.
     """
 
+    exact = ("std", "variance")
+
     analysis: Tensor
     synthesis: Tensor
     std: Tensor

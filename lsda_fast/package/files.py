@@ -19,19 +19,24 @@ from torch import Tensor, nn
 
 from lsda_fast.errors import InputError
 
-__all__ = ["FORMAT", "checked_file", "load_weights", "package_hash", "read_manifest", "write_package"]
+__all__ = ["FORMAT", "check_place", "checked_file", "load_weights", "package_hash", "read_manifest", "write_package"]
 
 FORMAT = 1
+
+
+def check_place(path: Path) -> None:
+    """InputError where something lies that is not a package."""
+    # The folder is replaced whole: what is not a package must not go with it.
+    replaceable = (path / "manifest.json").is_file() or (path.is_dir() and not any(path.iterdir()))
+    if path.exists() and not replaceable:
+        raise InputError(f"{path} is not a package; accepted is a package, an empty folder or a new name")
 
 
 def write_package(
     path: Path, manifest: Mapping[str, Any], modules: Mapping[str, nn.Module], dtype: torch.dtype
 ) -> Path:
     """Write a folder and put it in the place of an older package; InputError where something else is there."""
-    # The folder is replaced whole: what is not a package must not go with it.
-    replaceable = (path / "manifest.json").is_file() or (path.is_dir() and not any(path.iterdir()))
-    if path.exists() and not replaceable:
-        raise InputError(f"{path} is not a package; accepted is a package, an empty folder or a new name")
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -50,7 +55,8 @@ def _write_files(
     files = {}
     for name, module in modules.items():
         file = folder / f"{name}.safetensors"
-        save_file({key: _stored(value, dtype) for key, value in module.state_dict().items()}, file)
+        exact = {f"{at}.{key}".lstrip(".") for at, part in module.named_modules() for key in getattr(part, "exact", ())}
+        save_file({key: _stored(value, dtype, key in exact) for key, value in module.state_dict().items()}, file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     record = folder / "manifest.json"
     record.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
@@ -134,7 +140,7 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(value: Tensor, dtype: torch.dtype, exact: bool) -> Tensor:
     # A copy, because safetensors refuses weights that share memory.
-    narrow = value.is_floating_point() and value.ndim > 1
+    narrow = value.is_floating_point() and value.ndim > 1 and not exact
     return value.detach().cpu().to(dtype if narrow else value.dtype, copy=True).contiguous()

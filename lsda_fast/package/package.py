@@ -95,7 +95,7 @@ class Package(Parts):
         ----------
         background : Tensor, shape (C, H, W) or latent_shape
             Normalised background state, or its latent.
-        calendar : Tensor, shape (n,), optional
+        calendar : Tensor, shape (n,) or (1, n), optional
             The background's time, for denoisers that read it.
         correction : bool
             Whether the learned denoiser is used. Without, the prior is the linear-Gaussian one of the whitening

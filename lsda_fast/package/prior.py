@@ -48,7 +48,7 @@ def analysis_prior(
             "the package has no prior around a background; accepted is a window of states (--window FIRST/LAST)"
         )
     z_b = _background_latent(package, background)
-    calendar = calendar if calendar is None else calendar.to(z_b)
+    calendar = None if calendar is None else torch.atleast_2d(calendar).to(z_b)
     if package.whitened and "whitening" not in package.modules:
         raise InputError("the package says that it is whitened but holds no whitening")
     if not correction and not package.whitened:

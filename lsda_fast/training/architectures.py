@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError
 from lsda_fast.layout import StateLayout
 from lsda_fast.modalities import Modality
+from lsda_fast.models import AUTOENCODERS, DENOISERS, FORECASTERS, TRAJECTORIES, WHITENINGS, WINDOWS, build
 from lsda_fast.package import Architecture
 from lsda_fast.training.config import TrainingConfig, WindowConfig
 
 __all__ = [
     "autoencoder_architecture",
+    "check_networks",
     "denoiser_architecture",
     "forecaster_architecture",
     "trajectory_architecture",
@@ -58,8 +63,10 @@ def forecaster_architecture(config: TrainingConfig, layout: StateLayout) -> Arch
     return Architecture("unet", {"shape": list(layout.shape), "modes": c.modes, **_edges(layout), **c.settings})
 
 
-def whitening_architecture(config: TrainingConfig, latent_shape: tuple[int, ...]) -> Architecture:
-    """S, the covariance of the background's latent error."""
+def whitening_architecture(config: TrainingConfig, layout: StateLayout, latent_shape: tuple[int, ...]) -> Architecture:
+    """S, the covariance of the background's latent error; InputError for a zonal one of a grid that does not close."""
+    if config.whitening.kind == "zonal" and not layout.grid.periodic:
+        raise InputError("whitening kind 'zonal' came for a grid that does not go round; accepted there are the others")
     return Architecture(config.whitening.kind, {"latent_shape": list(latent_shape), **config.whitening.settings})
 
 
@@ -86,6 +93,29 @@ def window_architecture(config: WindowConfig, layout: StateLayout, latent_shape:
     settings = {"latent_shape": list(latent_shape), "size": config.size, "prediction": config.prediction}
     edges = _edges(layout) if config.kind == "unet" else {}
     return Architecture(config.kind, settings | edges | config.settings)
+
+
+def check_networks(config: TrainingConfig, layout: StateLayout, modalities: Sequence[Modality]) -> None:
+    """Build the schedule and every network once: InputError for settings that one does not take."""
+    with torch.random.fork_rng(devices=[]):
+        Schedule(**config.schedule.model_dump())
+        spec = autoencoder_architecture(config, layout, modalities)
+        autoencoder: Any = build(AUTOENCODERS, spec.name, spec.settings)
+        shape = tuple(autoencoder.latent_shape)
+        del autoencoder
+        if config.window:
+            specs = {
+                "trajectory": (TRAJECTORIES, trajectory_architecture(config.window, layout, shape)),
+                "window": (WINDOWS, window_architecture(config.window, layout, shape)),
+            }
+        else:
+            specs = {
+                "forecaster": (FORECASTERS, forecaster_architecture(config, layout)),
+                "whitening": (WHITENINGS, whitening_architecture(config, layout, shape)),
+                "denoiser": (DENOISERS, denoiser_architecture(config, shape)),
+            }
+        for registry, own in specs.values():
+            build(registry, own.name, own.settings)
 
 
 def _modalities(layout: StateLayout, modalities: Sequence[Modality]) -> dict[str, Any]:

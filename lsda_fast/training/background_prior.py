@@ -98,7 +98,7 @@ class _Run:
 
     def _whitening(self, pairs: Pairs) -> tuple[Whitening, Architecture]:
         z_b, z, _ = pairs["train"]
-        architecture = whitening_architecture(self.config, tuple(z.shape[1:]))
+        architecture = whitening_architecture(self.config, self.states.layout, tuple(z.shape[1:]))
         whitening: Any = self.work.build(WHITENINGS, architecture, 3)
         self.work.stage(whitening, "whitening", lambda: whitening.fit((z - z_b).to(self.device)))
         return whitening, architecture
@@ -128,6 +128,7 @@ class _Run:
         )
         chosen = torch.arange(len(target["validation"]))[:: max(1, len(target["validation"]) // 256)]
 
+        @torch.no_grad()
         def validate(m: nn.Module) -> float:
             return float(np.mean([held(m, chosen, torch.Generator().manual_seed(i)).item() for i in range(4)]))
 

@@ -15,6 +15,15 @@ __all__ = ["Section", "read_config"]
 Config = TypeVar("Config", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Dates stay the text that they are."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own is one of the class, too
+        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 class Section(BaseModel):
     """A part of a configuration: frozen, and without keys that it does not know."""
 
@@ -34,11 +43,14 @@ def read_config(
     if str(source) in presets:
         text = resources.files(room).joinpath("presets", f"{source}.yaml").read_text()
     elif Path(source).is_file():
-        text = Path(source).read_text()
+        try:
+            text = Path(source).read_text()
+        except UnicodeDecodeError as error:
+            raise InputError(f"configuration {source}: not text; accepted is YAML") from error
     else:
         raise InputError(f"configuration {str(source)!r}: no such file; presets are {', '.join(presets)}")
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _Loader) or {}
         if not isinstance(values, dict):
             raise InputError(f"configuration {source}: a {type(values).__name__} came; accepted are keys with values")
         return kind.model_validate(values | {k: v for k, v in overrides.items() if v is not None})

@@ -14,6 +14,8 @@ import xarray as xr
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.modality_errors import modality_channels, modality_errors
 from lsda_fast.package import Package
+from lsda_fast.package.files import check_place
+from lsda_fast.training.architectures import check_networks
 from lsda_fast.training.autoencoder import inputs, reconstruction, train_autoencoder
 from lsda_fast.training.background_prior import background_prior, check_background
 from lsda_fast.training.config import TrainingConfig
@@ -56,14 +58,17 @@ def train(
     InputError
         Unusable data or configuration, or a working folder that is another run's.
     """
+    output = Path(output)
     folder = Path(f"{output}.work")
     check_claim(folder, config, resume)
+    check_place(output)
     states = load_states(dataset, config)
     (check_windows if config.window else check_background)(states, config)
+    check_networks(config, states.layout, states.modalities)
     # Only now: bad data must not leave a folder that stands in the way of the next attempt.
     with claimed(folder, config, states.fingerprint):
         log = Log(folder / "log.jsonl", progress)
-        return _Run(states, config, folder, torch.device(device), log).package(Path(output))
+        return _Run(states, config, folder, torch.device(device), log).package(output)
 
 
 class _Run:
