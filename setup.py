@@ -78,10 +78,19 @@ def library_folders(compiler: str) -> list[str]:
     return [flag for flag in shlex.split(found[1]) if not flag.endswith("/stubs")]
 
 
+def architectures(compiler: str) -> list[str]:
+    """Those that ``LSDA_CUDA_ARCHS`` asks for; of three that this nvcc knows, when it is not set."""
+    if "LSDA_CUDA_ARCHS" in os.environ:
+        return os.environ["LSDA_CUDA_ARCHS"].split(";")
+    known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
+    wanted = ["80", "90", "100"]
+    return [arch for arch in wanted if f"compute_{arch}" in known] or wanted
+
+
 def compile_cuda(folder: Path, depends: list[str]) -> list[str]:
     """The objects of csrc/cuda, from one run of nvcc over all files, if one of them is not up to date."""
     compiler, sources = nvcc(), sorted(glob("csrc/cuda/*.cu"))
-    archs = os.environ.get("LSDA_CUDA_ARCHS", "80;90;100").split(";")
+    archs = architectures(compiler)
     folder = folder / "-".join(archs)
     objects = [str(folder / f"{Path(source).stem}.o") for source in sources]
     if not any(newer_group(depends, made, missing="newer") for made in objects):

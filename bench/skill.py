@@ -85,7 +85,7 @@ def run_cases(package, nature, arguments):  # type: ignore[no-untyped-def]
                 result = Assimilator(package, guidance, steps=steps, correction=correction)(
                     background, observations, members=arguments.members, seed=number
                 )
-                seconds, kind = time.perf_counter() - begin, kind_of(result.analysis)
+                seconds, kind = time.perf_counter() - begin, kind_of(result.analysis)["kind"]
                 results[name] = (package.layout.to_array(result.analysis), seconds, kind)
                 np.savez(kept, ensemble=results[name][0], seconds=seconds, kind=kind)
             print(f"state {number + 1} of {arguments.states}, {fraction:.0%}", flush=True)

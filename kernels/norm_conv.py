@@ -250,11 +250,21 @@ def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequ
 
 
 def _value_limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:
-    return _limits(x, a, b, w, rest[2], rest[4])
+    bias, add = rest[:2]
+    if bias is not None and bias.shape != (count_of(w),):
+        return f"a bias {tuple(bias.shape)} of {count_of(w)} channels"
+    return _alike(x, (*x.shape[:2], count_of(w)), add) or _limits(x, a, b, w, rest[2], rest[4])
 
 
 def _derivative_limits(t: Tensor, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:
-    return _limits(x, a, b, w, rest[1], rest[3])
+    return _alike(x, (*x.shape[:2], count_of(w)), rest[0], t, kept) or _limits(x, a, b, w, rest[1], rest[3])
+
+
+def _alike(x: Tensor, out: Sequence[int], add: Tensor | None, *rest: Tensor) -> str:
+    """Why images of so many members, and what is added to their result, do not go together; "" where they do."""
+    if any(len(t) != len(x) for t in rest):
+        return f"{', '.join(str(len(t)) for t in rest)} members beside {len(x)}; C++ takes as many"
+    return f"{tuple(add.shape)} to be added to {tuple(out)}" if add is not None and add.shape != tuple(out) else ""
 
 
 _SETTINGS = "int groups, bool silu, int[] image"

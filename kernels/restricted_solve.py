@@ -130,6 +130,10 @@ def _limits(f: Tensor, *arguments: Any) -> str:
         return "the plan has no transpose in tiles"
     if (f.shape[1], cells) != (index.shape[1], len(layout[3])) or rows * channels != square[5].shape[1]:
         return f"{f.shape[1]} observations of {cells} cells, of {rows} x {channels} rows and channels"
+    given = [*arguments[:3], arguments[6], head, *transpose, *layout]
+    others = {str(t.dtype) for t in given if t.is_floating_point() and t.dtype != f.dtype}
+    if others:
+        return f"{', '.join(sorted(others))} beside {f.dtype}; C++ takes right and left alone so"
     return kinds(f.dtype, *square) or obstacle(channels, square[3].shape[-2])
 
 

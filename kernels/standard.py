@@ -61,13 +61,15 @@ class Standard(NamedTuple):
     @classmethod
     def kept(cls, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, groups: int, last: bool) -> "Standard":
         """The same from the ``statistics``."""
-        shape = (len(a), -1, 1, groups, 1) if last else (len(a), -1, groups, 1, 1)
+        rows = len(kept) // max(len(a), 1)
+        shape = (len(a), rows, 1, groups, 1) if last else (len(a), rows, groups, 1, 1)
         return cls.at(x, a, b, groups, last, *(t.reshape(shape).to(_work(x)) for t in kept.unbind(-1)))
 
     @classmethod
     def at(cls, x: Tensor, a: Tensor, b: Tensor, groups: int, last: bool, mean: Tensor, scale: Tensor) -> "Standard":
         """With mean and scale of every slice."""
-        channels = (1, 1, groups, -1) if last else (1, groups, -1, 1)
+        width = a.shape[1] // groups
+        channels = (1, 1, groups, width) if last else (1, groups, width, 1)
         centred = split(x, a, groups, last).to(_work(x)) - mean
         a, b = (t.to(_work(x)).reshape(len(t), *channels) for t in (a, b))
         return cls(centred * scale, mean, scale, a, b, (2, 4) if last else (3, 4))

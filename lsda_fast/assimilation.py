@@ -174,6 +174,7 @@ class Assimilation:
             "source": f"lsda_fast {lsda_fast.__version__} analysis",
             "seed": seed,
             "ensemble": samples.ensemble,
+            "ensemble_size": len(samples.members),
             "settings": repr(self.sampler.guidance),
             "observation_cost": "Gaussian" if self.robust is None else repr(self.robust),
             "backend": self.backend.name,

@@ -99,7 +99,7 @@ def run(
         for name, (guidance, steps) in METHODS.items():
             result = Assimilator(package, guidance, steps=steps)(background, observations, members=members, seed=seed)
             x_a, seconds[name] = layout.to_array(result.analysis), result.seconds
-            rows[name] = _scores(package, x_a, x, kind_of(result.analysis))
+            rows[name] = _scores(package, x_a, x, **kind_of(result.analysis))
             done += 1
             if progress:
                 progress("demo", done, total, {"observed": f"{fraction:.0%}", "method": name})
@@ -132,9 +132,9 @@ def demo_case(package: Package, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     return truth, forecast(package, initial)
 
 
-def _scores(package: Package, ensemble: np.ndarray, truth: np.ndarray, kind: str = "independent") -> pd.DataFrame:
+def _scores(package: Package, ensemble: np.ndarray, truth: np.ndarray, **kind: Any) -> pd.DataFrame:
     layout = package.layout
-    scores = Scores(layout.names, layout.grid.area_weights, np.asarray(package.normalization.std), kind=kind)
+    scores = Scores(layout.names, layout.grid.area_weights, np.asarray(package.normalization.std), **kind)
     return scores.add(ensemble, truth).table()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 
-__all__ = ["even_chunk", "in_pairs", "member_numbers", "recentred"]
+__all__ = ["even_chunk", "member_numbers", "pairs_first", "recentred", "without_opposite"]
 
 MOST = 1_000_000
 # Members that go through the networks together, and latents of theirs, at most, where nothing else is said.
@@ -50,9 +50,15 @@ def recentred(z: Tensor, means: Sequence[Tensor], members: Sequence[int], *, ant
     return torch.stack(list(means)).mean(0) + scale * (z - z.mean(0))
 
 
-def in_pairs(members: Sequence[int]) -> bool:
-    """Whether every member is followed or preceded by its opposite, the first two, the next two, ..."""
-    return not len(members) % 2 and all(a ^ 1 == b for a, b in zip(members[::2], members[1::2]))
+def without_opposite(members: Sequence[int]) -> int:
+    """How many members 2 i or 2 i + 1 are there without the other."""
+    return sum(member ^ 1 not in set(members) for member in members)
+
+
+def pairs_first(members: Sequence[int]) -> list[int]:
+    """The places of the members, each beside its opposite, behind them those that have none."""
+    place = {int(member): i for i, member in enumerate(members)}
+    return [place[m] for m in sorted(place, key=lambda m: (m ^ 1 not in place, m))]
 
 
 def _pair_scale(members: Sequence[int]) -> float:
@@ -61,5 +67,5 @@ def _pair_scale(members: Sequence[int]) -> float:
     The sum of squares about their mean has the expectation M - u / M variances, where independent ones have M - 1.
     """
     M = len(members)
-    alone = sum(member ^ 1 not in members for member in members)
+    alone = without_opposite(members)
     return float(((M - 1) / (M - alone / M)) ** 0.5)

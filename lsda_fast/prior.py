@@ -84,9 +84,9 @@ class Prior:
     tangent_dtype : torch.dtype, optional
         Of the variable that the tangent takes, and of its products; ``dtype`` when not given.
     variance : Tensor, shape latent_shape, optional
-        Variance of the clean latent given the background, for ``prior_covariance="diagonal"``; 1 when not given.
+        Variance of the clean latent given the background, for ``prior_covariance="diagonal"``, refused without it.
     covariance : Covariance, optional
-        The same with correlations, for ``prior_covariance="stationary"``; identity when not given.
+        The same with correlations, for ``prior_covariance="stationary"``, which is refused without it.
     origin : Tensor, shape latent_shape, optional
         The background in the sampler's variable, where a warm start begins; 0 when not given.
     inputs : tuple of Tensor

@@ -25,7 +25,7 @@ from lsda_fast.diffusion.schedule import Level
 from lsda_fast.diffusion.solvers import Langevin, Solver, get_solver
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance.base import STREAMS, Context, Estimate, Guidance, Likelihood
-from lsda_fast.members import even_chunk, in_pairs, member_numbers, recentred
+from lsda_fast.members import even_chunk, member_numbers, recentred, without_opposite
 from lsda_fast.prior import Prior
 
 __all__ = ["Sampler", "Samples", "Step"]
@@ -46,6 +46,9 @@ class Step:
     z0: Tensor
 
 
+_LEAST = 1e-3  # the last noise-to-signal ratio, where levels are even in its logarithm and it falls to 0
+
+
 @dataclass(frozen=True)
 class Samples:
     """Posterior samples.
@@ -57,7 +60,7 @@ class Samples:
     evaluations : Counter
         Network evaluations and derivatives, by members.
     ensemble : str
-        What the members are, one of ``scores.ENSEMBLES``.
+        What the members are, one of ``scores.ENSEMBLES``: in opposite pairs are those whose opposite is among them.
     """
 
     z: Tensor
@@ -109,6 +112,11 @@ class Sampler:
                 "accepted: renoise, ancestral, ddim, or randomize=False"
             )
         self.solver = get_solver(guidance.solver if solver == "auto" else solver)
+        if guidance.shifts and (corrector or self.solver.smooth):
+            raise InputError(
+                f"{guidance} moves samples after the transition, which a corrector and solvers of second order would "
+                "undo; accepted: ancestral or ddim, without a corrector, or norm=False"
+            )
         self.steps = guidance.steps if steps is None else steps
         self.spacing = guidance.spacing if spacing == "auto" else spacing
         self.start, self.stop, self.corrector, self.block = start, stop, corrector, block
@@ -120,6 +128,8 @@ class Sampler:
             stop = prior.schedule.time(self.guidance.stop_rho) if self.guidance.stop_rho > 0 else 0.0
             if stop >= self.start:
                 stop = prior.schedule.time(0.5 * prior.schedule.rho(self.start))
+            if self.spacing == "log_rho" and prior.schedule.rho(stop) == 0:
+                stop = prior.schedule.time(_LEAST)
         return prior.schedule.levels(self.steps, start=self.start, stop=stop, spacing=self.spacing)
 
     @torch.no_grad()
@@ -166,6 +176,12 @@ class Sampler:
         if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
             raise InputError(f"seed = {seed}; accepted is a whole number, 0 <= seed < 2**64")
         likelihood.check_values()
+        if (likelihood.y.dtype, likelihood.y.device.type) != (prior.dtype, prior.device.type):
+            came, has = likelihood.y, prior
+            raise InputError(
+                f"observations in {came.dtype} on {came.device.type} came with a prior in {has.dtype} on "
+                f"{has.device.type}; accepted: both alike"
+            )
         prior.evaluations.clear()
         self.guidance.prepare(prior, likelihood)
         results: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -187,11 +203,13 @@ class Sampler:
                 f"members {bad} of seed {seed} are not finite with {self.guidance} in {self.steps} steps"
             )
         means = [results[member][1] for member in ids]
-        pairs = "opposite pairs" if self.guidance.antithetic and in_pairs(ids) else ""
+        alone = without_opposite(ids) if self.guidance.antithetic else len(ids)
         if recenter and len(ids) > 1 and all(mean is not None for mean in means):
             z = recentred(z, means, ids, antithetic=self.guidance.antithetic)
-            return Samples(z, ids, Counter(prior.evaluations), f"recentred {pairs}".strip())
-        return Samples(z, ids, Counter(prior.evaluations), pairs or "independent")
+            kind = "recentred" if alone else "recentred opposite pairs"
+        else:
+            kind = "opposite pairs" if alone < len(ids) else "independent"
+        return Samples(z, ids, Counter(prior.evaluations), kind)
 
     def chunk(self, prior: Prior, members: int) -> int:
         """How many of so many members go through the networks together."""

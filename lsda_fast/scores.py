@@ -16,7 +16,9 @@ missing (NaN) nothing is scored; a member missing elsewhere is refused.
 These hold for members that are independent draws. Others (``ENSEMBLES``) are told apart, so that their scores have the
 same expectation. In *opposite pairs* (the first two, the next two, ...) noise comes with its opposite: the CRPS leaves
 the distances within pairs out, sum_mn over different pairs / (2 M (M-2)), and one pair alone, x +- d, has that of a
-Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum. *Recentred* members stand about the average of their conditional
+Gaussian, |x_1 - x_2| / 2^1.5 in the place of the sum. Behind the pairs may stand ``alone`` members u that have no
+opposite: M (M-2) + u is in the place of M (M-2) then, and the mean's error in units of the variance with M - 1 below it
+(1 + u/M^2) (M-1) / (M - u/M). *Recentred* members stand about the average of their conditional
 means (``members.recentred``): draws are the mean + sqrt(M/(M-1)) (x_m - mean). The mean of either has no sampling noise
 to speak of: spread_skill is spread / rmse, of pairs that are not recentred sqrt((M-1)/M) of it.
 """
@@ -80,7 +82,9 @@ def mae(estimate: ArrayLike, truth: ArrayLike, weights: ArrayLike) -> np.ndarray
     return weighted_mean(np.abs(checked_errors(estimate, truth, weights)), weights)
 
 
-def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent") -> np.ndarray:
+def crps(
+    ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent", alone: int = 0
+) -> np.ndarray:
     """Fair continuous ranked probability score, (C,), in the units of the fields.
 
     Parameters
@@ -89,13 +93,14 @@ def crps(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str
     truth : (..., C, H, W).
     weights : (H,) area weights.
     kind : what the members are, one of `ENSEMBLES`.
+    alone : of opposite pairs, how many members behind them have no opposite.
 
     Raises
     ------
     InputError
         As `rmse`; members that are not finite are named by number; another kind, or an odd number of members in pairs.
     """
-    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True), kind), weights)
+    return weighted_mean(crps_field(checked_errors(ensemble, truth, weights, members=True), kind, alone), weights)
 
 
 def wasserstein(ensemble: ArrayLike, truth: ArrayLike) -> np.ndarray:
@@ -145,7 +150,9 @@ def spread(ensemble: ArrayLike, weights: ArrayLike) -> np.ndarray:
     return np.sqrt(weighted_mean(ensemble_variance(checked_errors(ensemble, truth, weights, members=True)), weights))
 
 
-def spread_skill(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent") -> np.ndarray:
+def spread_skill(
+    ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, kind: str = "independent", alone: int = 0
+) -> np.ndarray:
     """sqrt((M+1)/M) times spread over the RMSE of the ensemble mean, (C,): 1 for a reliable ensemble.
 
     With the factor of its kind (see the module). Arguments and errors as in `crps` and `spread`; NaN where
@@ -153,21 +160,27 @@ def spread_skill(ensemble: ArrayLike, truth: ArrayLike, weights: ArrayLike, *, k
     """
     errors = checked_errors(ensemble, truth, weights, members=True)
     variance = weighted_mean(ensemble_variance(errors), weights)
-    return np.sqrt(mean_noise(len(errors), kind) * safe_ratio(variance, weighted_mean(errors.mean(0) ** 2, weights)))
+    noise = mean_noise(len(errors), kind, alone)
+    return np.sqrt(noise * safe_ratio(variance, weighted_mean(errors.mean(0) ** 2, weights)))
 
 
-def mean_noise(members: int, kind: str) -> float:
+def mean_noise(members: int, kind: str, alone: int = 0) -> float:
     """The mean square error of the mean of a reliable ensemble, over its variance with M - 1 below it."""
     M = members
-    return {"independent": (M + 1) / M, "opposite pairs": (M - 1) / M}.get(checked_kind(kind, M), 1.0)
+    if M == 1 or "recentred" in checked_kind(kind, M, alone):
+        return 1.0
+    u = M if kind == "independent" else alone
+    return (1 + u / M**2) * (M - 1) / (M - u / M)
 
 
-def checked_kind(kind: str, members: int) -> str:
+def checked_kind(kind: str, members: int, alone: int = 0) -> str:
     """The kind; InputError for one that is unknown, or that so many members cannot be."""
     if kind not in ENSEMBLES:
         raise InputError(f"an ensemble of kind {kind!r} came; accepted: {', '.join(ENSEMBLES)}")
-    if "pairs" in kind and members > 1 and members % 2:
-        raise InputError(f"{members} members came in pairs of opposite noise, an even number is accepted")
+    if alone and kind != "opposite pairs":
+        raise InputError(f"{alone} members without an opposite came among {kind} ones; accepted among opposite pairs")
+    if "pairs" in kind and members > 1 and ((members - alone) % 2 or not 0 <= alone <= members):
+        raise InputError(f"{members - alone} members came in pairs of opposite noise, an even number is accepted")
     return kind
 
 
@@ -258,9 +271,9 @@ def ensemble_variance(errors: np.ndarray) -> np.ndarray:
     return errors.var(axis=0, ddof=1)
 
 
-def crps_field(errors: np.ndarray, kind: str = "independent") -> np.ndarray:
+def crps_field(errors: np.ndarray, kind: str = "independent", alone: int = 0) -> np.ndarray:
     """Fair CRPS at each cell from the errors (M, ...); the sum over all distances needs only a sort."""
-    M, opposite = len(errors), "pairs" in checked_kind(kind, len(errors))
+    M, opposite = len(errors), "pairs" in checked_kind(kind, len(errors), alone)
     if M == 1:
         return np.abs(errors[0])
     draws = errors
@@ -270,8 +283,11 @@ def crps_field(errors: np.ndarray, kind: str = "independent") -> np.ndarray:
     score = np.abs(draws).mean(0)
     if not opposite:  # distances of independent members are those of draws, wherever their mean is
         return score - _distances(errors) / (M * (M - 1))
-    within = np.abs(draws[::2] - draws[1::2]).sum(0)
-    return score - (within / 8**0.5 if M == 2 else (_distances(draws) - within) / (M * (M - 2)))
+    paired = draws[: M - alone]
+    within = np.abs(paired[::2] - paired[1::2]).sum(0)
+    if M == 2 and not alone:
+        return score - within / 8**0.5
+    return score - (_distances(draws) - within) / (M * (M - 2) + alone)
 
 
 def _distances(errors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from lsda_fast.bootstrap import Ratio, paired_bootstrap
 from lsda_fast.errors import InputError
+from lsda_fast.members import pairs_first, without_opposite
 from lsda_fast.scores import (
     bias,
     checked_errors,
@@ -52,6 +53,7 @@ __all__ = [
     "mae",
     "normalized_rmse",
     "paired_bootstrap",
+    "pairs_together",
     "rank_histogram",
     "rmse",
     "spread",
@@ -70,15 +72,22 @@ class Scores:
     weights : (H,) area weights.
     std : (C,) scale of the "normalized" row; None takes the standard deviation of the truths themselves.
     kind : what the members are, one of `scores.ENSEMBLES`.
+    alone : of opposite pairs, how many members behind them have no opposite.
     """
 
     def __init__(
-        self, channels: Sequence[str], weights: ArrayLike, std: ArrayLike | None = None, *, kind: str = "independent"
+        self,
+        channels: Sequence[str],
+        weights: ArrayLike,
+        std: ArrayLike | None = None,
+        *,
+        kind: str = "independent",
+        alone: int = 0,
     ) -> None:
         self.channels = tuple(channels)
         self.weights = np.asarray(weights, dtype=np.float64)
         self.std = None if std is None else checked_std(std, len(self.channels))
-        self.kind = kind
+        self.kind, self.alone = kind, alone
         self.members = 0
         self.cases = 0
         self._offset = np.zeros(len(self.channels))
@@ -108,7 +117,7 @@ class Scores:
         values = values - self._offset[:, None, None]
         mean = errors.mean(0)
         variance = ensemble_variance(errors) if M > 1 else np.zeros_like(mean)
-        fields = (mean**2, mean, np.abs(mean), crps_field(errors, self.kind), variance, values, values**2)
+        fields = (mean**2, mean, np.abs(mean), crps_field(errors, self.kind, self.alone), variance, values, values**2)
         self._sums += np.stack([weighted_sum(field, self.weights)[0] for field in fields])
         self._weight += weighted_sum(mean, self.weights)[1]
         self._distances.append(wasserstein(ensemble, truth))
@@ -140,7 +149,7 @@ class Scores:
         rows = np.concatenate([rows, (rows / scale)[:, scored].mean(1, keepdims=True)], axis=1)
         if self.members < 2:
             rows[4] = np.nan
-        ratio = np.sqrt(mean_noise(self.members, self.kind) * safe_ratio(rows[4], rows[0]))
+        ratio = np.sqrt(mean_noise(self.members, self.kind, self.alone) * safe_ratio(rows[4], rows[0]))
         columns = (np.sqrt(rows[0]), rows[1], rows[2], rows[3], np.sqrt(rows[4]), ratio, rows[5])
         frame = pd.DataFrame(
             dict(zip(("rmse", "bias", "mae", "crps", "spread", "spread_skill", "wasserstein"), columns)),
@@ -150,11 +159,29 @@ class Scores:
         return frame
 
 
-def kind_of(analysis: xr.Dataset) -> str:
-    """What the members of an analysis are, as its attribute ``ensemble`` says; of a choice of them, what is left."""
-    kind = str(analysis.attrs.get("ensemble", "independent"))
-    alone = analysis.sizes.get("member", 1) % 2
-    return kind if not alone else {"opposite pairs": "independent"}.get(kind, kind.replace(" opposite pairs", ""))
+def kind_of(analysis: xr.Dataset) -> dict[str, Any]:
+    """What the members of an analysis are: ``kind`` and ``alone`` of `scores.crps`, in the order of `pairs_together`.
+
+    Its attributes ``ensemble`` and ``ensemble_size`` say so. A choice of some is no longer about its own mean: of
+    recentred members it is draws, some of them perhaps opposite to each other.
+    """
+    kind, M = str(analysis.attrs.get("ensemble", "independent")), analysis.sizes.get("member", 1)
+    if "recentred" in kind and analysis.attrs.get("ensemble_size", M) == M:
+        return {"kind": kind, "alone": 0}
+    alone = M if "member" not in analysis.coords or "pairs" not in kind else without_opposite(_numbers(analysis))
+    return {"kind": "opposite pairs", "alone": alone} if alone < M else {"kind": "independent", "alone": 0}
+
+
+def pairs_together(analysis: xr.Dataset) -> xr.Dataset:
+    """Members beside their opposites, behind them those that have none; in their order where there are no pairs."""
+    drawn = str(analysis.attrs.get("ensemble", ""))
+    if "pairs" not in drawn or "member" not in analysis.dims or "member" not in analysis.coords:
+        return analysis
+    return analysis.isel(member=pairs_first(_numbers(analysis)))
+
+
+def _numbers(analysis: xr.Dataset) -> list[int]:
+    return [int(member) for member in np.atleast_1d(analysis["member"].values)]
 
 
 def by_lead(
@@ -180,6 +207,8 @@ def by_lead(
     DataFrame, one row per state, with columns (score, channel number) for the scores rmse and crps.
     """
     ensemble, truth = np.asarray(ensemble, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if ensemble.shape[1:] != truth.shape:
+        raise InputError(f"shapes {ensemble.shape} and {truth.shape} came; accepted are (M, T, C, H, W), (T, C, H, W)")
     scale = 1.0 if std is None else checked_std(std, truth.shape[-3])
     mean = ensemble.mean(0)
     rows = {
@@ -244,7 +273,8 @@ def verify(
         raise InputError(f"the truth has {truth.sizes['member']} members, one is accepted")
     truth = truth.isel(member=0, drop=True) if "member" in truth.dims else truth
     std = None if normalization is None else normalization.std
-    scores = Scores(layout.names, layout.grid.area_weights, std, kind=kind_of(analysis))
+    analysis = pairs_together(analysis)
+    scores = Scores(layout.names, layout.grid.area_weights, std, **kind_of(analysis))
     for one, other in _paired_times(analysis, truth):
         fields = layout.to_array(one, missing="mask")
         scores.add(fields if fields.ndim == 4 else fields[None], layout.to_array(other, missing="mask"))

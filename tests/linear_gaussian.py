@@ -34,8 +34,9 @@ class Mask:
     def __call__(self, x: Tensor) -> Tensor:
         return x[:, self.observed]
 
-    def spread(self, residual: Tensor) -> Tensor:
+    def spread(self, residual: Tensor, used: Tensor) -> Tensor:
         """The residual (M, P) at the observed places, 0 elsewhere (M, N)."""
+        assert not residual[:, ~used].any()
         return residual.new_zeros(len(residual), self.size).index_copy(1, self.observed, residual)
 
 

@@ -59,6 +59,20 @@ def test_repaint_puts_the_observed_values_in_place(problem):
     torch.testing.assert_close(painted, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_repaint_leaves_out_what_has_no_weight(problem):
+    likelihood = problem.likelihood
+    first = torch.arange(len(likelihood.y)) == 0
+    without = replace(
+        likelihood,
+        y=torch.where(first, 1e3, likelihood.y),
+        variance=torch.where(first, torch.inf, likelihood.variance),
+    )
+    z_t, here = problem.noisy(0.4), replace(problem.context(0.4), likelihood=without)
+    free, painted = (problem.prior.decode(g.guide(z_t, here).z0) for g in (ObsFree(), Repaint()))
+    place = likelihood.operator.observed[0]
+    torch.testing.assert_close(painted[:, place], free[:, place], rtol=1e-9, atol=1e-9)
+
+
 def test_guiding_works_with_an_image_shaped_latent(problem):
     """Closures on (M, C, H, W) give what they give on the flattened latent."""
     shape = (2, 5, 5)
@@ -90,6 +104,7 @@ def test_guiding_works_with_an_image_shaped_latent(problem):
     ("call", "sentence"),
     [
         (lambda p: LatentOptimization(Adam(), prior_covariance="tweedie"), "accepted is GaussNewton"),
+        (lambda p: LatentOptimization(lanczos=-1), "lanczos = -1; accepted is a number of at least 0, or None"),
         (
             lambda p: latent_covariance("full", p.context(0.5)),
             "accepted: isotropic, diagonal, stationary, tweedie",

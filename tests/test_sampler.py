@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lsda_fast.diffusion import DPMpp2M, Heun, Langevin
+from lsda_fast.diffusion import DDIM, DPMpp2M, Heun, Langevin, Schedule
 from lsda_fast.diffusion.noise import Key, normal
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
@@ -294,6 +294,26 @@ def test_a_likelihood_is_of_tensors_alike(small, change, sentence):
         replace(small.likelihood, **change(small.likelihood))
 
 
+def single_precision(likelihood):
+    names = ("y", "variance", "scale")
+    return replace(likelihood, **{name: getattr(likelihood, name).float() for name in names})
+
+
+@pytest.mark.parametrize("members", [(0, 1, 2), (0, 2, 1, 3), (0, 2)])
+def test_what_an_ensemble_is_follows_from_its_members(small, members):
+    kinds = {(0, 1, 2): ("opposite pairs", "recentred"), (0, 2): ("independent", "recentred")}
+    expected = kinds.get(members, ("opposite pairs", "recentred opposite pairs"))
+    found = tuple(run(LatentOptimization(GN), small, members, steps=1, recenter=r).ensemble for r in (False, True))
+    assert found == expected
+
+
+def test_the_prior_alone_runs_on_a_schedule_that_ends_without_noise(toy):
+    """Even levels in the logarithm of the noise-to-signal ratio: down to a small one."""
+    problem = toy.build("isotropic", n=20, P=2, schedule=Schedule.vp_linear())
+    z = run(ObsFree(), problem, 512, block=512, steps=16).z
+    assert abs(z.var(0).mean() - 1) < 0.1
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -309,6 +329,16 @@ def test_a_likelihood_is_of_tensors_alike(small, change, sentence):
         (lambda p: run(ObsFree(), p, 1, steps=0), "steps = 0; accepted"),
         (lambda p: run(ObsFree(), p, 1, start=1.5), "accepted is 0 <= stop < start <= 1"),
         (lambda p: run(ObsFree(), p, 1, spacing="log"), "'log' is unknown; accepted: time, log_rho"),
+        (
+            lambda p: Sampler(DPS(norm=True), corrector=Langevin()),
+            "moves samples after the transition",
+        ),
+        (lambda p: Sampler(DPS(norm=True), solver="heun"), "accepted: ancestral or ddim, without a corrector"),
+        (lambda p: Sampler(DPS(), solver=DDIM(eta=1.5)), "eta = 1.5; accepted is 0 <= eta <= 1"),
+        (
+            lambda p: run(DPS(), replace(p, likelihood=single_precision(p.likelihood)), 1),
+            "in torch.float32 on cpu came",
+        ),
     ],
 )
 def test_bad_input_gets_a_sentence(small, call, sentence):

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,7 +14,9 @@ from lsda_fast.errors import InputError
 from lsda_fast.guidance import Context, GaussNewton, LatentOptimization, Likelihood
 from lsda_fast.kernels.geo_pad import geo_pad
 from lsda_fast.models.tangent import Increments, PatchTangent
+from lsda_fast.observations import ObservationOperator
 from lsda_fast.prior import Prior
+from lsda_fast.sampler import Sampler
 
 K, H, W = 4, 6, 8  # latent channels and places; patches of 2 x 3, 5 channels
 
@@ -94,3 +97,28 @@ def test_without_a_tangent_there_is_one_sentence(case):
     bare = replace(case, prior=replace(case.prior, tangent=None))
     with pytest.raises(InputError, match=r"no tangent of its decoder; accepted is precondition=0"):
         optimum(bare, precondition=5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "speed"])
+def test_a_users_function_is_preconditioned_by_its_derivative_at_the_state(tiny, kind):
+    """Where it is linear it does what the same matrix does as a stencil; where it is not, its slope at the climate's
+    mean may be none."""
+    package = tiny.package()
+    matrix = np.zeros((5, 2 * 12 * 16))
+    matrix[np.arange(5), [3, 50, 200, 201, 380]] = [1.0, 2.0, 1.0, -1.0, 0.5]
+    by_matrix = torch.tensor(matrix.T, dtype=torch.float32)
+    anomaly = lambda x: (x - tiny.NORMALIZATION.mean[0]).flatten(1) @ by_matrix  # noqa: E731
+    functions = {"linear": lambda x: x.flatten(1) @ by_matrix, "speed": lambda x: (anomaly(x).square() + 1e-30).sqrt()}
+    operators = [ObservationOperator.function(functions[kind], 5, tiny.NORMALIZATION)]
+    if kind == "linear":
+        operators.append(ObservationOperator.linear(matrix, tiny.LAYOUT, tiny.NORMALIZATION))
+    guidance = LatentOptimization(GaussNewton(outer=1, cg=4, halvings=0, precondition=3))
+    found = []
+    for operator in operators:
+        y = operator(torch.ones(1, *tiny.SHAPE))[0]
+        likelihood = Likelihood(operator, y, torch.full_like(y, 1e4), torch.full_like(y, 1e3))
+        prior = package.prior(0.1 * torch.ones(tiny.SHAPE), fused=True)
+        assert prior.tangent_dtype == torch.float64
+        found.append(Sampler(guidance, steps=2)(prior, likelihood, members=2).z)
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(found[0], found[-1], rtol=1e-3, atol=1e-3)

@@ -69,6 +69,43 @@ def test_an_ensemble_of_any_kind_scores_as_independent_draws_do(kind, M):
         assert V.crps(draws, truth, ONE)[0] < 0.98 * np.pi**-0.5
 
 
+@pytest.mark.parametrize("members", [[0, 1, 2], [4, 0, 2, 1, 3], [0, 2, 4], [1, 2, 3, 7]])
+def test_members_without_their_opposite_among_pairs(members):
+    """In any order; as an analysis says what its members are."""
+    random = np.random.default_rng(0)
+    pairs = random.normal(size=(4, 400, 500))
+    draws = np.stack([(-1) ** (m % 2) * pairs[m // 2] for m in members])
+    space = {"latitude": np.linspace(1, -1, 400), "longitude": np.linspace(0, 50, 500)}
+    analysis = xr.Dataset({"t500": (("member", *space), draws)}, {"member": members, **space})
+    analysis = analysis.assign_attrs(ensemble="opposite pairs", ensemble_size=len(members))
+    truth = xr.Dataset({"t500": (tuple(space), random.normal(size=(400, 500)))}, space)
+    table = V.verify(analysis, truth).loc["t500"]
+    assert table["crps"] == pytest.approx(np.pi**-0.5, rel=0.01)
+    assert table["spread_skill"] == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize(("chosen", "kind"), [
+    (range(16), {"kind": "recentred opposite pairs", "alone": 0}),
+    ([0, 2, 4], {"kind": "independent", "alone": 0}),
+    ([0, 1, 2, 3], {"kind": "opposite pairs", "alone": 0}),
+    ([0, 1, 4], {"kind": "opposite pairs", "alone": 1}),
+])  # fmt: skip
+def test_a_choice_of_recentred_members_is_draws(chosen, kind):
+    random = np.random.default_rng(0)
+    draws = torch.from_numpy(random.normal(size=(16, 400, 500)))
+    draws[1::2] = -draws[::2]
+    draws = recentred(draws, [torch.zeros(400, 500)] * 16, range(16), antithetic=True)
+    space = {"latitude": np.linspace(1, -1, 400), "longitude": np.linspace(0, 50, 500)}
+    analysis = xr.Dataset({"t500": (("member", *space), draws.numpy())}, {"member": range(16), **space})
+    analysis = analysis.assign_attrs(ensemble="recentred opposite pairs", ensemble_size=16).sel(member=list(chosen))
+    assert V.kind_of(analysis) == kind
+    truth = xr.Dataset({"t500": (tuple(space), random.normal(size=(400, 500)))}, space)
+    table = V.verify(analysis, truth).loc["t500"]
+    # Members are draws up to the factor that makes the variance of all of them right.
+    assert table["crps"] == pytest.approx(np.pi**-0.5, rel=0.02)
+    assert table["spread_skill"] == pytest.approx(1, rel=0.04)
+
+
 @pytest.mark.parametrize(("kind", "M", "sentence"), [
     ("opposite pairs", 3, "3 members came in pairs of opposite noise"),
     ("twins", 2, "an ensemble of kind 'twins' came; accepted: independent, opposite pairs"),

@@ -25,7 +25,7 @@ void obs_adjoint_tiles(const AdjointParams<T>& a, int threads) {
 }  // namespace
 
 template <class T>
-void obs_adjoint(const AdjointParams<T>& a, int threads) noexcept {
+void obs_adjoint(const AdjointParams<T>& a, int threads) {
   threads = useful_threads(threads, a.members * (a.cells + a.tile[3 * blocks_of(a.cells, kTile) + 2]));
   if (a.row == nullptr) return obs_adjoint_tiles(a, threads);
   sorted_members<T>(a.members, a.observations, [&](T* sorted, int64_t first, int64_t members) {
@@ -38,8 +38,8 @@ void obs_adjoint(const AdjointParams<T>& a, int threads) noexcept {
   });
 }
 
-template void obs_adjoint(const AdjointParams<float>&, int) noexcept;
-template void obs_adjoint(const AdjointParams<double>&, int) noexcept;
+template void obs_adjoint(const AdjointParams<float>&, int);
+template void obs_adjoint(const AdjointParams<double>&, int);
 
 }  // namespace cpu
 }  // namespace lsda

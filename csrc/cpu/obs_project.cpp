@@ -30,7 +30,7 @@ void members_and_blocks(const ProjectParams<T>& a, int threads, const F& each) {
 }  // namespace
 
 template <class T>
-void obs_project(const ProjectParams<T>& a, int threads) noexcept {
+void obs_project(const ProjectParams<T>& a, int threads) {
   const auto in_order = [&](const ProjectParams<T>& part) {
     members_and_blocks(part, threads, [&](int64_t m, int64_t block) { dispatch::obs_project(part, m, block); });
   };
@@ -46,7 +46,7 @@ void obs_project(const ProjectParams<T>& a, int threads) noexcept {
 }
 
 template <class T>
-void obs_residual(ResidualParams<T> a, T* cost, int threads) noexcept {
+void obs_residual(ResidualParams<T> a, T* cost, int threads) {
   const int64_t blocks = blocks_of(a.project.observations, kObservationBlock);
   std::vector<double> twice(static_cast<size_t>(a.project.members * blocks));
   a.twice = twice.data();
@@ -59,10 +59,10 @@ void obs_residual(ResidualParams<T> a, T* cost, int threads) noexcept {
   }
 }
 
-template void obs_project(const ProjectParams<float>&, int) noexcept;
-template void obs_project(const ProjectParams<double>&, int) noexcept;
-template void obs_residual(ResidualParams<float>, float*, int) noexcept;
-template void obs_residual(ResidualParams<double>, double*, int) noexcept;
+template void obs_project(const ProjectParams<float>&, int);
+template void obs_project(const ProjectParams<double>&, int);
+template void obs_residual(ResidualParams<float>, float*, int);
+template void obs_residual(ResidualParams<double>, double*, int);
 
 }  // namespace cpu
 }  // namespace lsda

@@ -20,14 +20,14 @@
 namespace lsda::cpu {
 
 template <class T>
-void obs_project(const ProjectParams<T>& a, int threads) noexcept;
+void obs_project(const ProjectParams<T>& a, int threads);
 
 // With the cost (M) of each member.
 template <class T>
-void obs_residual(ResidualParams<T> a, T* cost, int threads) noexcept;
+void obs_residual(ResidualParams<T> a, T* cost, int threads);
 
 template <class T>
-void obs_adjoint(const AdjointParams<T>& a, int threads) noexcept;
+void obs_adjoint(const AdjointParams<T>& a, int threads);
 
 // x = features (M, F, S) to y = values (M, U).
 template <class T>
@@ -47,7 +47,7 @@ template <class T>
 void restricted_step(const RestrictedParams<T>& a, int threads) noexcept;
 
 template <class T>
-void restricted_solve(const SolveParams<T>& a, int threads) noexcept;
+void restricted_solve(const SolveParams<T>& a, int threads);
 
 template <class T>
 void adam_step(const AdamParams<T>& a, int threads) noexcept;

@@ -25,7 +25,7 @@ std::unique_ptr<T[]> room(int64_t size) {
 }  // namespace
 
 template <class T>
-void restricted_solve(const SolveParams<T>& a, int threads) noexcept {
+void restricted_solve(const SolveParams<T>& a, int threads) {
   const int64_t M = a.members, P = a.size, n = P + 1, wide = a.head.places * a.head.features;
   const auto r = room<T>(2 * M * n), p = room<T>(2 * M * n), rr = room<T>(M), w = room<T>(M * P),
              cells = room<T>(M * a.adjoint.cells), latent = room<T>(M * wide),
@@ -64,8 +64,8 @@ void restricted_solve(const SolveParams<T>& a, int threads) noexcept {
   if (a.iterations > 0) parallel_for(M, few, [&](int64_t m) { dispatch::restricted_last(step, m); });
 }
 
-template void restricted_solve(const SolveParams<float>&, int) noexcept;
-template void restricted_solve(const SolveParams<double>&, int) noexcept;
+template void restricted_solve(const SolveParams<float>&, int);
+template void restricted_solve(const SolveParams<double>&, int);
 
 }  // namespace cpu
 }  // namespace lsda

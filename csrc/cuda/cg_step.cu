@@ -8,6 +8,8 @@
 // order. The cut follows from n alone, and with it every bit: the other members have no part in it.
 #include <cooperative_groups.h>
 
+#include <initializer_list>
+
 #include "cuda/launch.h"
 #include "cuda/sum.h"
 
@@ -19,6 +21,14 @@ constexpr int kThreads = 512, kWarps = kThreads / 32;
 // Elements that are worth a block of their own.
 constexpr int64_t kBlockShare = 4096;
 constexpr int kMostBlocks = 8;
+
+// Devices later than all of these run the newest as PTX: code for 8.x, say, which knows no clusters, on 9.0.
+constexpr bool clusters_are_compiled() {
+  for (const int arch : {__CUDA_ARCH_LIST__}) {
+    if (arch >= 900) return true;
+  }
+  return false;
+}
 
 // The blocks of a member: a whole cluster, or one block that is no cluster.
 struct Blocks {
@@ -103,7 +113,8 @@ Error cg_step(const CgParams<T>& a, Stream stream) noexcept {
   const cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, stream.device);
   if (status != cudaSuccess) return cudaGetErrorString(status);
   Blocks blocks = {1};
-  while (major >= 9 && blocks.count < kMostBlocks && blocks.count * kBlockShare < a.size) blocks.count *= 2;
+  while (clusters_are_compiled() && major >= 9 && blocks.count < kMostBlocks && blocks.count * kBlockShare < a.size)
+    blocks.count *= 2;
   return launch(cg_step_kernel<T>, grid_of(a.members * blocks.count), kThreads, blocks.count, stream, a, blocks);
 }
 

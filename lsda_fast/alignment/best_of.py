@@ -73,9 +73,7 @@ def best_of(
     best = table["rank"].to_numpy().argsort(kind="stable")[:members]
     table["kept"] = np.isin(np.arange(len(table)), best)
     columns = [c for c in table.columns if c not in ("member", "rank", "kept")]
-    drawn = str(analysis.analysis.attrs.get("ensemble", "independent"))
     attrs = {"chosen_from": len(numbers), "chosen_by": ", ".join(columns)}
-    attrs["ensemble"] = "recentred" if "recentred" in drawn else "independent"
     kept = analysis.analysis.isel(member=np.sort(best)).assign_attrs(attrs)
     return replace(analysis, analysis=kept, departures=_departures(analysis, package, kept), candidates=table)
 

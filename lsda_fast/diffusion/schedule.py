@@ -128,7 +128,7 @@ class Schedule:
             Time of the first level, 0 < start <= 1; below 1 is a warm start.
         stop : float
             Time of the end. With ``"time"`` spacing it is not itself a level: a level at the end would only
-            repeat the clean estimate. With ``"log_rho"`` it is the last level.
+            repeat the clean estimate. With ``"log_rho"`` it is the last level, of several.
         spacing : {"time", "log_rho"}
             Uniform in t, or geometric in the noise-to-signal ratio.
 

@@ -67,9 +67,13 @@ class Renoise(Solver):
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """DDIM; ``eta`` = 0 is deterministic, 1 is ancestral."""
+    """DDIM; ``eta`` = 0 is deterministic, 1 is ancestral; InputError beyond."""
 
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta <= 1.0:
+            raise InputError(f"eta = {self.eta}; accepted is 0 <= eta <= 1")
 
     def step(
         self, z0: Tensor, z_t: Tensor, t: Level, s: Level, *, guided: Guided, combine: Combine, memory: dict

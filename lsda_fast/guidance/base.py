@@ -153,13 +153,23 @@ class Context:
             Derivative(r, *sloped(jvp, vjp, slope)), self.prior.evaluations, "decoder", slope=slope, cost=cost
         )
 
-    def linearize_surrogate(self, z: Tensor) -> Linearization | None:
-        """H T z, T the prior's cheap tangent of the decoder, with its derivatives in its own precision; or None."""
-        if self.prior.tangent is None:
+    def linearize_surrogate(self, v: Tensor, at: Tensor) -> Linearization | None:
+        """H' T v, T the prior's cheap tangent of the decoder, with its derivatives in its own precision; or None.
+
+        H' is the operator's linear part; of one that is not affine, its derivative at the decoded ``at``.
+        """
+        prior, operator = self.prior, self.likelihood.operator
+        if prior.tangent is None:
             return None
-        tangent = observe(self.prior.tangent(self.prior.evaluations), self.likelihood.operator)
-        point = z.to(self.prior.tangent_dtype or z.dtype)
-        return Linearization.of(tangent, point, self.prior.evaluations, "surrogate")
+        tangent, point = prior.tangent(prior.evaluations), v.to(prior.tangent_dtype or v.dtype)
+        if hasattr(operator, "tangent"):
+            return Linearization.of(observe(tangent, operator), point, prior.evaluations, "surrogate")
+        prior.evaluations["decoder"] += len(at)
+        H, T = Derivative.of(operator, prior.decode(at)), Derivative.of(tangent, point)
+        # In the precision that the operator is of.
+        jvp, vjp = ((lambda x, product=product: product(x.to(at)).to(x)) for product in (H.jvp, H.vjp))
+        derivative = Derivative(jvp(T.value), lambda u: jvp(T.jvp(u)), lambda r: T.vjp(vjp(r)))
+        return Linearization(derivative, prior.evaluations, "surrogate")
 
     def stages(self) -> list["Context"]:
         """The same for every cost that a minimisation goes through."""
@@ -204,6 +214,11 @@ class Guidance(ABC):
     def prepare(self, prior: Prior, likelihood: Likelihood) -> tuple[Tensor, ...]:
         """Make, once an analysis, what every block reads; the tensors of it."""
         return prepared(prior.observe(likelihood.operator))
+
+    @property
+    def shifts(self) -> bool:
+        """Whether it moves z_s after the transition (``Estimate.shift``) instead of the clean estimate."""
+        return False
 
     @property
     def obstacle(self) -> str:

@@ -43,6 +43,11 @@ class DPS(Guidance):
     norm: bool = False
     limit: bool = True
 
+    @property
+    def shifts(self) -> bool:
+        """Chung et al.'s rule does."""
+        return self.norm
+
     def guide(self, z_t: Tensor, context: Context) -> Estimate:
         """See the module's equation."""
         level, likelihood = context.level, context.likelihood

@@ -35,7 +35,7 @@ _LEAST = 1e-12  # curvature s'y below which a pair of LBFGS says nothing
 
 @dataclass(frozen=True)
 class InnerSolver(ABC):
-    """A minimiser of J(v) given the linearisation of v -> r(m + B v) + e."""
+    """A minimiser of J(v) given the linearisation of v -> r(m + B v) - e."""
 
     @property
     def needs_surrogate(self) -> bool:

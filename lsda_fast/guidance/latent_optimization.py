@@ -58,6 +58,8 @@ class LatentOptimization(Guidance):
     def __post_init__(self) -> None:
         if self.prior_covariance == "tweedie" and not isinstance(self.inner, GaussNewton):
             raise InputError(f"prior_covariance='tweedie' came with {self.inner}; accepted is GaussNewton")
+        if self.lanczos is not None and self.lanczos < 0:
+            raise InputError(f"lanczos = {self.lanczos}; accepted is a number of at least 0, or None")
 
     def prepare(self, prior: Prior, likelihood: Likelihood) -> tuple[Tensor, ...]:
         """The observed decoder, and the observed tangent where the inner solver takes it."""
@@ -103,7 +105,7 @@ class LatentOptimization(Guidance):
             assert isinstance(self.inner, GaussNewton)
             return dual_optimum(m, context, covariance.apply, e, outer=self.inner.outer, iterations=self.inner.cg)
         half, square, v = covariance.half, covariance.apply, torch.zeros_like(m)
-        surrogate = context.linearize_surrogate(v) if self.inner.needs_surrogate else None
+        surrogate = context.linearize_surrogate(v, m) if self.inner.needs_surrogate else None
         surrogate = surrogate and surrogate.after(half, square)
         for stage in context.stages():
             linearize = lambda v, at=stage: at.linearize_residual(m + half(v), e).after(half, square)  # noqa: E731

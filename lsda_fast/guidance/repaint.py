@@ -1,8 +1,9 @@
 """Repaint in a latent: decode, put the observed values at the observed places, encode again.
 
 z0' = E(D(z0) + W (y - H D(z0))), where W spreads an innovation over the stencil of its observation, normalised so
-that a grid point that is observed itself takes the observed value (Lugmayr et al. 2022, arXiv:2201.09865; Align-DA's
-latent adaptation, arXiv:2505.22008, without its use of the encoded truth).
+that a grid point that is observed itself, and touched by no other observation, takes the observed value (Lugmayr et al.
+2022, arXiv:2201.09865; Align-DA's latent adaptation, arXiv:2505.22008, without its use of the encoded truth).
+Observations without weight (infinite variance) have no part in it.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Repaint(Guidance):
         if prior.encode is None or spread is None:
             raise InputError("Repaint needs a model with an encoder and an observation operator with a stencil")
         x = prior.decode(context.denoise(z_t))
-        blended = x + spread(likelihood.y - likelihood.operator(x))
+        used = likelihood.variance.isfinite()
+        blended = x + spread((likelihood.y - likelihood.operator(x)).where(used, 0.0), used)
         prior.evaluations["decoder"] += len(z_t)
         prior.evaluations["encoder"] += len(z_t)
         return Estimate(prior.encode(blended))

@@ -161,8 +161,14 @@ class SparseAffine:
         """The transpose of the linear part: r (M, P) -> (M, C, H, W)."""
         return self._scatter(r[:, :, None] * self.weight).reshape(len(r), *self.shape)
 
-    def spread(self, residual: Tensor) -> Tensor:
+    def spread(self, residual: Tensor, used: Tensor | None = None) -> Tensor:
         """Cressman increment: at each point the mean of the residuals (M, P) that touch it, by their shares.
+
+        Parameters
+        ----------
+        residual : Tensor, shape (M, P)
+        used : Tensor of bool, shape (P,), optional
+            Which observations have a part in it; all when not given.
 
         Returns
         -------
@@ -170,8 +176,9 @@ class SparseAffine:
             Normalised units; 0 where nothing touches. For an observation of one grid point,
             x + spread(y - H(x)) takes its value there.
         """
-        total = self._scatter(self.interpolation[None])
-        increment = self._scatter(residual[:, :, None] * (self.interpolation / self.scale))
+        share = self.interpolation if used is None else self.interpolation * used[:, None]
+        total = self._scatter(share[None])
+        increment = self._scatter(residual[:, :, None] * (share / self.scale))
         mean = torch.where(total > 0, increment / torch.where(total > 0, total, 1.0), 0.0)
         return mean.reshape(len(residual), *self.shape)
 

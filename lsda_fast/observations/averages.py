@@ -21,6 +21,7 @@ NaN in an observed field is not observed, and counted with a reason (``observing
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ def blocks(shape: tuple[int, int], factor: int, area: np.ndarray | None = None) 
         A factor below 1 or beyond the grid.
     """
     H, W = shape
-    if not 1 <= factor <= max(H, W):
+    if not isinstance(factor, Integral) or not 1 <= factor <= max(H, W):
         raise InputError(f"averages over {factor} x {factor} cells given; accepted: 1 .. {max(H, W)} on {H} x {W}")
-    area = np.ones(H) if area is None else np.asarray(area, dtype=np.float64)
+    area = np.ones(H) if area is None else np.asarray(area, dtype=np.float64).clip(min=1e-12)  # none at a pole's row
     rows, cols = -(-H // factor), -(-W // factor)
     step = np.arange(factor)
     y = (np.arange(rows)[:, None] * factor + step)[:, None, :, None]

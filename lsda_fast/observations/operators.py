@@ -122,6 +122,7 @@ class ObservationOperator:
         """
         shape = _shape(layout_or_shape)
         mean_std = moments(normalization, shape)
+        matrix = np.asarray(matrix, dtype=np.float64) if isinstance(matrix, (list, tuple)) else matrix
         size = tuple(int(n) for n in matrix.shape)
         if len(size) != 2 or size[1] != np.prod(shape):
             raise InputError(f"matrix {size} given; accepted: (P, {np.prod(shape)}) for a state {shape}")

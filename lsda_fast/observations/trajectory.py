@@ -160,7 +160,7 @@ def operator_rows(operator: StencilOperator, layout: StateLayout, times: Any) ->
 
 
 def _seconds(times: Any) -> np.ndarray:
-    """Seconds since the first of ascending times, (T,)."""
+    """Ascending times in seconds since 1970, (T,)."""
     axis = pd.DatetimeIndex(np.atleast_1d(times)).to_numpy().astype("datetime64[ns]").astype(np.int64) / 1e9
     if not (np.diff(axis) > 0).all():
         raise InputError("times of a trajectory that do not ascend given; accepted: each later than the one before")

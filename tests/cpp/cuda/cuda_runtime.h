@@ -53,6 +53,7 @@ namespace host {
 
 // Major compute capability of the pretended GPU, and the blocks of the last cluster on it.
 inline int major = 9;
+#define __CUDA_ARCH_LIST__ 800, 900
 inline int last_cluster = 0;
 
 struct Cluster {
