@@ -251,7 +251,8 @@ def _limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, groups: int, image: Sequ
 
 def _value_limits(x: Tensor, a: Tensor, b: Tensor, w: Tensor, *rest: Any) -> str:
     bias, add = rest[:2]
-    if bias is not None and bias.shape != (count_of(w),):
+    # A weight of no filters asks about everything else.
+    if bias is not None and len(w) and bias.shape != (count_of(w),):
         return f"a bias {tuple(bias.shape)} of {count_of(w)} channels"
     return _alike(x, (*x.shape[:2], count_of(w)), add) or _limits(x, a, b, w, rest[2], rest[4])
 

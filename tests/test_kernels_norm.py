@@ -212,8 +212,16 @@ def test_margins_are_those_of_geo_pad_and_every_derivative_knows_them(checks, im
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 5, 8)])
-def test_of_no_tokens_there_are_none(shape):
-    assert norm_silu(torch.zeros(shape)).shape == shape
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+def test_of_no_tokens_there_are_none(checks, shape, implementation):
+    checks.isas()
+    with kernels.use(implementation):
+        assert norm_silu(torch.zeros(shape)).shape == shape
+        scale = torch.zeros(shape[0], 8, requires_grad=True)
+        y = norm_silu(torch.zeros(shape), scale=scale)
+        assert y.shape == shape
+        y.sum().backward()
+        assert scale.grad.shape == scale.shape
 
 
 def test_any_strides(checks):

@@ -1,6 +1,8 @@
 """norm_conv and zonal_product: against torch's own layers, derivatives, determinism, and where they stand aside."""
 
 from collections import Counter
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -271,6 +273,51 @@ def test_a_surrogate_is_solved_in_one_operation_with_the_iterates_of_cg(checks, 
         apart = restricted_cg(near.jvp, near.vjp, near.gram, b, iterations=6, solve=near.solve)
     assert counts["tangent_gram"] == 2 * 3 * 5
     torch.testing.assert_close(x, apart, rtol=1e-9, atol=1e-9)
+
+
+@contextmanager
+def given_to(name):
+    """The arguments with which an operation is called in this block."""
+    own, seen = registry.Operation.__call__, []
+
+    def call(operation, *arguments):
+        if operation.name == name:
+            seen.append(arguments)
+        return own(operation, *arguments)
+
+    with patch.object(registry.Operation, "__call__", call):
+        yield seen
+
+
+def test_one_number_type_but_for_the_modes(checks):
+    """C++ reads all else as float64: whatever is not goes to torch."""
+    checks.isas()
+    with given_to("restricted_solve") as given:
+        near = observed_surrogate()[1]
+        restricted_cg(near.jvp, near.vjp, near.gram, draw(3, 16, 6, 8, seed=6), iterations=3, solve=near.solve)
+    f, rr, limit, slope, factor, iterations, index, weight, transpose, cells, head, layout, square = given[0]
+    assert SOLVE.choose(*given[0]).implementation == "cpu"
+    for changed in (
+        (f, rr.float(), limit, slope, factor, iterations, index, weight, transpose, cells, head, layout, square),
+        (f, rr, limit.float(), slope, factor, iterations, index, weight, transpose, cells, head, layout, square),
+        (f, rr, limit, slope.float(), factor, iterations, index, weight, transpose, cells, head, layout, square),
+        (f, rr, limit, slope, factor, iterations, index, weight.float(), transpose, cells, head, layout, square),
+        (f, rr, limit, slope, factor, iterations, index, weight, transpose, cells, head.float(), layout, square),
+    ):
+        assert SOLVE.choose(*changed).implementation == "reference"
+
+
+def test_members_that_do_not_go_together_go_to_torch(checks):
+    checks.isas()
+    x, rest = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        _, jvp, _ = norm_conv_products(x, *rest, groups=4)
+        with given_to("norm_conv_jvp") as given:
+            jvp(torch.randn_like(x), None)
+        t, own, kept, *others = given[0]
+        assert convolution.JVP.choose(*given[0]).implementation == "cpu"
+        assert convolution.JVP.choose(torch.cat([t, t]), own, kept, *others).implementation == "reference"
+        assert convolution.JVP.choose(t, own, kept[:1], *others).implementation == "reference"
 
 
 def test_where_a_derivative_is_asked_for_there_is_nothing(checks):
