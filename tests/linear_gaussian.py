@@ -36,8 +36,7 @@ class Mask:
 
     def spread(self, residual: Tensor, used: Tensor) -> Tensor:
         """The residual (M, P) at the observed places, 0 elsewhere (M, N)."""
-        assert not residual[:, ~used].any()
-        return residual.new_zeros(len(residual), self.size).index_copy(1, self.observed, residual)
+        return residual.new_zeros(len(residual), self.size).index_copy(1, self.observed, residual * used)
 
 
 @dataclass(frozen=True)
