@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from lsda_fast.datasets import write_dataset
+from lsda_fast.datasets import table_beside, write_dataset
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
 from lsda_fast.kernels.robust import Robust
@@ -104,7 +104,7 @@ class Analysis:
         tables |= {} if self.candidates is None else {"rewards": self.candidates}
         mark = uuid.uuid4().hex[:8]
         partial = {path.with_name(f".{path.stem}-{mark}.{kind}.csv"): kind for kind in tables}
-        final = [path.with_name(f"{path.stem}.{kind}.csv") for kind in tables]
+        final = [table_beside(path, kind) for kind in tables]
         for place in final:
             if place.is_dir():
                 raise InputError(f"{place} is a folder; accepted is a name for the table of the analysis beside it")
@@ -117,7 +117,7 @@ class Analysis:
             for file, place in zip(partial, final):
                 file.replace(place)
             if self.candidates is None:
-                path.with_name(f"{path.stem}.rewards.csv").unlink(missing_ok=True)
+                table_beside(path, "rewards").unlink(missing_ok=True)
         finally:
             for file in partial:
                 file.unlink(missing_ok=True)

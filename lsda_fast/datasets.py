@@ -28,6 +28,7 @@ __all__ = [
     "fields",
     "missing_mask",
     "open_states",
+    "table_beside",
     "write_dataset",
 ]
 
@@ -173,6 +174,11 @@ def check_writable(path: Path) -> None:
     store = any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
     if path.suffix == ".zarr" and path.exists() and not store and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} is no Zarr store; accepted is one, an empty folder or a new name")
+
+
+def table_beside(path: Path, kind: str) -> Path:
+    """Where the table of this kind lies that belongs to a data set: ``A.departures.csv`` beside ``A.nc``."""
+    return path.with_name(f"{path.stem}.{kind}.csv")
 
 
 def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:

@@ -52,7 +52,8 @@ def recentred(z: Tensor, means: Sequence[Tensor], members: Sequence[int], *, ant
 
 def without_opposite(members: Sequence[int]) -> int:
     """How many members 2 i or 2 i + 1 are there without the other."""
-    return sum(member ^ 1 not in set(members) for member in members)
+    there = set(members)
+    return sum(member ^ 1 not in there for member in members)
 
 
 def pairs_first(members: Sequence[int]) -> list[int]:

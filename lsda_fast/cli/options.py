@@ -94,7 +94,7 @@ def check_output(path: Path, *inputs: str | Path | None, beside: Sequence[str] =
 
     ``beside``: kinds of tables that are written too (``A.departures.csv``).
     """
-    from lsda_fast.datasets import check_writable
+    from lsda_fast.datasets import check_writable, table_beside
 
     try:
         check_writable(path)
@@ -102,7 +102,7 @@ def check_output(path: Path, *inputs: str | Path | None, beside: Sequence[str] =
         raise InputError(f"--output {error}") from error
     names = (str(given) for given in inputs if given is not None)
     read = {Path(name).resolve() for given in names for name in (given, *glob(given, recursive=True))}
-    for written in (path, *(path.with_name(f"{path.stem}.{kind}.csv") for kind in beside)):
+    for written in (path, *(table_beside(path, kind) for kind in beside)):
         if written.resolve() in read:
             also = "" if written == path else f": {written} is written beside it, and"
             raise InputError(f"--output {path}{also} is an input; accepted is another name")
