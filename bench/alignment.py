@@ -105,7 +105,7 @@ def run_cases(paths: dict[str, Path], arguments: argparse.Namespace) -> Iterator
     for twin in twins(reference, nature, tuple(arguments.period), arguments.states, hours=HOURS):
         x = reference.layout.to_array(twin.truth)
         when = str(twin.truth["time"].values.astype("datetime64[h]"))
-        file = "_".join((when, "truth", hashes["reference"], *judged)) + ".json"
+        file = "_".join((when, "truth", hashes["reference"], digest_of(first, *judged))) + ".json"
         least = kept(arguments.work / file, partial(least_forecast, reference, judge, twin))["forecast"]
         for fraction in FRACTIONS:
             observations = column_observations(
@@ -134,12 +134,14 @@ def least_forecast(package: Package, judge: ForecastModel, twin: Twin) -> Scores
     layout, std = package.layout, package.normalization.std
     truth = package.normalize(layout.to_array(twin.truth)[None])
     start = package.denormalize(judge(truth, time_of(twin), HOURS))[0]
+    assert twin.later is not None
     return {"forecast": normalized_rmse(start, layout.to_array(twin.later), layout.grid.area_weights, std) ** 2}
 
 
 def time_of(twin: Twin) -> np.datetime64:
     """Of the truth and the background."""
-    return twin.truth["time"].values.astype("datetime64[ns]")
+    times: Any = twin.truth["time"].values
+    return times.astype("datetime64[ns]")[()]
 
 
 def score(
@@ -154,6 +156,7 @@ def score(
     from lsda_fast.alignment.case import Case
     from lsda_fast.alignment.rewards import rewards_of
 
+    assert twin.later is not None
     guidance, steps = method
     begin = time.perf_counter()
     assimilate = Assimilator(package, guidance, steps=steps)
@@ -198,7 +201,7 @@ def summarise(cases: Sequence[tuple[int, float, str, str, Scores]], names: list[
                 row: dict[str, Any] = {"bench": "alignment", "observed": fraction, "method": method, "package": name}
                 told = ("mse", "mse_mean", "variance", "forecast", "excess", "physics", "seconds")
                 row |= {key: float(mean[key]) for key in told}
-                row["wrmse"] = {k.removeprefix("mse_"): float(v**0.5) for k, v in mean.items() if _is_channel(k)}
+                row["wrmse"] = {str(k).removeprefix("mse_"): float(v**0.5) for k, v in mean.items() if _is_channel(k)}
                 row["states"] = len(table)
                 if name != "reference":
                     row["change"] = {k: change(table[k], base[k], _is_channel(k)) for k in mean.index if k != "seconds"}
@@ -210,10 +213,15 @@ def _is_channel(score: Any) -> bool:
     return str(score).removeprefix("mse_") in MAIN
 
 
-def change(scores: pd.Series, reference: pd.Series, root: bool) -> list[float]:
-    """The mean over the cases relative to the reference's less 1, and its interval; of its square root where asked."""
+def change(scores: pd.Series, reference: pd.Series, root: bool) -> list[float] | None:
+    """The mean over the cases relative to the reference's less 1, and its interval; of its square root where asked.
+
+    None of scores that are below 0 somewhere: they have no relative change.
+    """
+    if min(scores.min(), reference.min()) < 0 or not reference.max() > 0:
+        return None
     # The bootstrap is of root mean squares.
-    found = np.array(paired_bootstrap(np.sqrt(scores.clip(lower=0)), np.sqrt(reference.clip(lower=0))))
+    found = np.array(paired_bootstrap(np.sqrt(scores), np.sqrt(reference)))
     return [round(float(value), 5) for value in (found if root else found**2) - 1]
 
 

@@ -17,8 +17,8 @@ most that point and product hold beyond qkv. The windows are those of a small vi
 ViT-L, and the one of the built-in package's denoiser. ``share`` is what attention takes of the small one's decoder
 derivatives.
 
-    python bench/attention.py --threads 1 --clock cpu --output bench/results/attention.jsonl
-    python bench/attention.py --device cuda --dtype bfloat16 --members 8 --output bench/results/attention.jsonl
+    python -m bench.attention --threads 1 --clock cpu --output bench/results/attention.jsonl
+    python -m bench.attention --device cuda --dtype bfloat16 --members 8 --output bench/results/attention.jsonl
 """
 
 import argparse
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention_ways import KINDS, Call, bare, refusal, ways
-from head import VIT, paired, peak
 from torch import Tensor
 
+from bench.attention_ways import KINDS, Call, bare, refusal, ways
+from bench.head import VIT, paired, peak
 from lsda_fast.kernels.window_attention import window_attention_products
 from lsda_fast.models import build_autoencoder
 from lsda_fast.models.decoder_derivatives import feature_derivatives

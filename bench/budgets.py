@@ -83,7 +83,10 @@ def cuda_usage() -> dict[str, Usage]:
     for part in resources(module.code.__file__).split("arch = ")[1:]:
         architecture = part.split()[0]
         for mangled, line in re.findall(r"Function (\S+):\n(.*)", part):
-            name, real, constants = re.search(r"\d([a-z_]+)_kernelI([fd])((?:Li\d+E)*)E", mangled).groups()
+            parts = re.search(r"\d([a-z_]+)_kernelI([fd])((?:Li\d+E)*)E", mangled)
+            if parts is None:
+                raise SystemExit(f"{mangled} is no name of a kernel that is understood")
+            name, real, constants = parts.groups()
             words = (name, {"f": "f32", "d": "f64"}[real], *re.findall(r"\d+", constants), architecture)
             found[" ".join(words)] = numbers(line)
     return dict(sorted(found.items()))

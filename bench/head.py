@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from bench.cases.analysis import demo
 from bench.cases.columns import columns
-from bench.gpu.device import Cpu
+from lsda_fast.engine.watch import Watch
 from lsda_fast.kernels import native
 from lsda_fast.models import build_autoencoder
 from lsda_fast.models.observed import HeadedDecoder
@@ -32,8 +33,8 @@ from lsda_fast.prior import Derivative, Differentiable, Linearization, observe
 Decode = Callable[[Tensor], Tensor]
 ITSELF = Differentiable(lambda z: z, lambda z: Derivative(z, lambda v: v, lambda u: u))
 
-Pair = tuple[Decode, Decode, tuple[int, ...], tuple[int, int, int]]
-VIT = {
+Pair = tuple[Decode, Decode, tuple[int, ...], tuple[int, int, int], torch.dtype | None]
+VIT: dict[str, Any] = {
     "shape": (69, 64, 128),
     "latent_channels": 32,
     "width": 256,
@@ -46,7 +47,7 @@ VIT = {
 
 
 def decoders() -> dict[str, Pair]:
-    """Plain, with head, shape of the latent, shape of the state."""
+    """Plain, with head, shape of the latent, shape of the state, and the latent's dtype if not the usual."""
     case = demo()
     plain, headed = case.prior(), case.prior(fused=True)
     assert plain.tangent is not None
@@ -55,10 +56,17 @@ def decoders() -> dict[str, Pair]:
     torch.manual_seed(0)
     vit: Any = build_autoencoder("vit", **VIT).requires_grad_(False)
     return {
-        "built-in": (plain.decode, headed.decode, *sizes),
-        "its stand-in": (plain.tangent(Counter()), headed.tangent(Counter()), *sizes),
-        "vit": (vit.decode, HeadedDecoder(vit, ITSELF, products=True), vit.latent_shape, vit.shape),
+        "built-in": (plain.decode, headed.decode, *sizes, None),
+        "its stand-in": (plain.tangent(Counter()), headed.tangent(Counter()), *sizes, headed.tangent_dtype),
+        "vit": (vit.decode, HeadedDecoder(vit, ITSELF, products=True), vit.latent_shape, vit.shape, None),
     }
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes that tensors of the CPU hold at once in a call, beyond what lies there before."""
+    with Watch(torch.device("cpu")) as watch:
+        call()
+    return watch.peak
 
 
 def paired(whole: list[float], head: list[float]) -> float:
@@ -68,10 +76,10 @@ def paired(whole: list[float], head: list[float]) -> float:
 
 def case(pair: Pair, fraction: float, members: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
     """One decoder at one density."""
-    *decode, latent, shape = pair
+    *decode, latent, shape, dtype = pair
     index, weight = columns(shape, fraction)
     operator = StencilOperator(index, weight, torch.zeros(len(index)), shape)
-    z = torch.randn(members, *latent, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(members, *latent, generator=torch.Generator().manual_seed(1)).to(dtype)
     observed = {"whole": observe(decode[0], operator)}
     start = clock()
     observed["head"] = observe(decode[1], operator)
@@ -94,7 +102,7 @@ def case(pair: Pair, fraction: float, members: int, repeats: int, clock: Callabl
                 seconds[name]["vjp"].append(middle - begin)
                 seconds[name]["jvp"].append(clock() - middle)
     ms = {name: {k: 1e3 * statistics.median(v) for k, v in times.items()} for name, times in seconds.items()}
-    memory = {name: Cpu().peak(lambda f=f: gradient(f)) for name, f in observed.items()}  # type: ignore[misc]
+    memory = {name: peak(partial(gradient, f)) for name, f in observed.items()}
     return {
         "fraction": fraction,
         "observations": operator.size,

@@ -31,7 +31,7 @@ def trace(solver: InnerSolver, context: Context, e: Tensor) -> list[tuple[int, f
     prior, members = context.prior, len(e)
     whitened = context.likelihood.residual(prior)
     start = torch.zeros(members, *prior.latent_shape)
-    surrogate = context.linearize_surrogate(start)
+    surrogate = context.linearize_surrogate(start, start)
     prior.evaluations.clear()
     points: list[tuple[int, float]] = []
 

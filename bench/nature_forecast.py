@@ -82,7 +82,7 @@ def _row(level: int, log_p: np.ndarray) -> np.ndarray:
 
 def climate_of(native: xr.Dataset) -> xr.Dataset:
     """Mean and covariance of the columns of each latitude, over times and longitudes."""
-    out = {}
+    out: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for name in VARIABLES:
         x = native[SOURCES[name]].sortby("level").transpose("lat", "level", "time", "lon").values.astype(np.float64)
         x = x.reshape(*x.shape[:2], -1)
@@ -159,7 +159,7 @@ class NatureModel:
         )
         days, seconds = divmod(int((time - np.datetime64(0, "s")) / np.timedelta64(1, "s")), 86400)
         last = self._integrate(initial, jnp.int32(days), jnp.int32(seconds), hours / 24)
-        dims = ("level", "lon", "lat")
+        dims: tuple[str, ...] = ("level", "lon", "lat")
         native = {name: (dims, np.asarray(getattr(last, name))) for name in SOURCES.values()}
         native["normalized_surface_pressure"] = (dims[1:], np.asarray(last.normalized_surface_pressure))
         dataset = xr.Dataset(native, coords={"level": self.sigma}).expand_dims("time")

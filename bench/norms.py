@@ -57,8 +57,8 @@ def products(f: Function, inputs: tuple[Tensor, ...]) -> dict[str, Function]:
     cotangents = tuple(map(torch.randn_like, y)) if isinstance(y, tuple) else torch.randn_like(y)
 
     def vjp(*inputs: Tensor) -> Any:
-        y, pull = torch.func.vjp(f, *inputs)
-        return y, pull(cotangents)
+        pair: Any = torch.func.vjp(f, *inputs)
+        return pair[0], pair[1](cotangents)
 
     def jvp(*inputs: Tensor) -> Any:
         return torch.func.jvp(f, inputs, tangents)
@@ -93,7 +93,7 @@ def group_norm(shape: tuple[int, ...], layout: str) -> tuple[Function, Function,
     layer = GroupNorm(8, shape[1]).requires_grad_(False)
     last = layout == "channels_last"
     flat = x.permute(0, 2, 3, 1).flatten(1, 2) if last else x.flatten(2)
-    rest = (layer.weight[None], layer.bias[None], 8, last, True, [])
+    rest: tuple[Any, ...] = (layer.weight[None], layer.bias[None], 8, last, True, [])
     return (
         lambda x: F.silu(layer(x)),
         lambda x: norm.norm_silu(x, layer.weight, layer.bias, groups=8, eps=layer.eps),
@@ -108,7 +108,7 @@ def layer_norm(shape: tuple[int, ...]) -> tuple[Function, Function, tuple[Tensor
     x, C = torch.randn(shape), shape[-1]
     scale, shift = torch.randn(2, shape[0], C)
     flat = x.reshape(-1, 1, C)
-    rest = (1 + scale, shift, 1, True, False, [])
+    rest: tuple[Any, ...] = (1 + scale, shift, 1, True, False, [])
     return (
         lambda x: F.layer_norm(x, (C,)) * (1 + scale[:, None]) + shift[:, None],
         lambda x: norm.norm_silu(x, scale=scale, shift=shift, silu=False),
@@ -196,9 +196,13 @@ def networks(options: argparse.Namespace, clock: Callable[[], float]) -> Iterato
     M, latent = options.members, package.latent_shape
     z, z_b, level = torch.randn(M, *latent), torch.randn(M, *latent), package.schedule.level(0.5)
     autoencoder, denoiser = package.modules["autoencoder"], package.modules["denoiser"]
+
+    def denoise(model: Any, z: Tensor) -> Tensor:
+        return model(z, level, z_b)
+
     pairs: dict[str, tuple[Any, Any]] = {
         "decoder": (autoencoder.decode, fused(autoencoder).decode),
-        "denoiser": tuple(lambda z, m=m: m(z, level, z_b) for m in (denoiser, fused(denoiser))),
+        "denoiser": (partial(denoise, denoiser), partial(denoise, fused(denoiser))),
     }
     for name, (plain, fast) in pairs.items():
         both = products(plain, (z,)), products(fast, (z,))
@@ -206,8 +210,8 @@ def networks(options: argparse.Namespace, clock: Callable[[], float]) -> Iterato
             calls: Calls = {key: partial(f[kind], z) for key, f in zip(("eager", "fused"), both)}
             for key, f in zip(("eager", "fused"), (plain, fast)):
                 if kind == "vjp":
-                    y, pull = torch.func.vjp(f, z)
-                    calls[f"{key} product"] = partial(pull, torch.randn_like(y))
+                    pair: Any = torch.func.vjp(f, z)
+                    calls[f"{key} product"] = partial(pair[1], torch.randn_like(pair[0]))
             ms = rounds(calls, options.repeats, clock)
             faster = {"eager": round(ms["eager"] / ms["fused"], 2)}
             yield {"op": name, "shape": tuple(z.shape), "kind": kind, "ms": ms, "faster": faster}

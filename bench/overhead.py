@@ -15,9 +15,10 @@ the clock on the wall, as the profiler's. ``eager_seconds`` is without recording
 import argparse
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -70,13 +71,15 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
 
     while not len(graphs):
         run()
+        if graphs.failure:
+            raise RuntimeError(f"the block cannot be recorded: {graphs.failure}")
     # In turns, so that both see the same machine.
     turns = [(run(), run(graphs=None)) for _ in range(5)]
     own, under_profiler = _profiled(run)
     with patch.object(Linearization, "solve", lambda *_: None):
         run(graphs=None)
         apart, _ = _profiled(partial(run, graphs=None))
-    parts: Counter[str] = Counter()
+    parts: dict[str, float] = defaultdict(float)
     for name, value in own.items():
         parts[category(name)] += value
     for name in ("lsda::obs_project", "lsda::obs_adjoint", "lsda::restricted_step"):
@@ -90,7 +93,9 @@ def measured(case: Twin, likelihood: Likelihood, precision: torch.dtype, members
     return {
         "seconds": round(min(recorded for recorded, _ in turns), 3),
         "eager_seconds": round(min(eager for _, eager in turns), 3),
-        "shares": {name: round(value / whole, 3) for name, value in parts.most_common()},
+        "shares": {
+            name: round(value / whole, 3) for name, value in sorted(parts.items(), key=itemgetter(1), reverse=True)
+        },
         "outside_networks": round((parts["operator"] + parts["updates"]) / total, 3),
         "python_ms_per_level": round(1e3 * parts["python"] / levels, 1),
     }

@@ -35,12 +35,13 @@ def main() -> None:
     nature = open_states(str(arguments.nature / "states_*.nc"))[list(package.layout.names)]
     lead = pd.Timedelta(hours=package.lead_hours)
     scale = package.provenance["configuration"]["background"]["perturbation"]
-    states = []
+    found: list[xr.Dataset] = []
     for truth, pair in zip(TRUTHS, PERTURBATIONS):
         pick = lambda time: nature.sel(time=time).load()  # noqa: E731
-        states.append(pick(pd.Timestamp(truth)))
-        states.append(perturbed(pick(pd.Timestamp(truth) - lead), *map(pick, map(pd.Timestamp, pair)), scale))
-    states = xr.concat(states, "time")
+        first, second = (pick(pd.Timestamp(time)) for time in pair)
+        found.append(pick(pd.Timestamp(truth)))
+        found.append(perturbed(pick(pd.Timestamp(truth) - lead), first, second, scale))
+    states = xr.concat(found, "time")
     encoding = {}
     for name, field in states.data_vars.items():
         low, high = float(field.min()), float(field.max())

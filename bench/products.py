@@ -16,6 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def shuffle(M: int, C: int, features: int, h: int, w: int, p: int) -> Iterator[C
         return (rows_of @ rows).permute(0, 3, 1, 2)
 
     for kind, one, other, t in (("value", ours[1], there, x), ("transpose", ours[2], back, u)):
-        calls = {"ours": lambda f=one, t=t: f(t), "torch": lambda f=other, t=t: f(t)}  # type: ignore[misc]
+        calls: dict[str, Callable[[], Any]] = {"ours": partial(one, t), "torch": partial(other, t)}
         yield "shuffle_product", f"{M} x {C} to {features}, {p} x {p}, {kind}", calls, flops, torch.float32
 
 

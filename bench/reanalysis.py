@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,7 +136,7 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
                 mine.add(ensemble.numpy(), x.numpy())
                 series[name].append(float((ensemble.mean(0) - x).square().mean().sqrt()))
         for name, score in scores.items():
-            total = score.table().loc["normalized"]
+            total: Any = score.table().loc["normalized"]
             ratio = paired_bootstrap(np.array(series[name]), np.array(series["OI"]))
             rows.append(
                 {

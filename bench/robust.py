@@ -40,7 +40,7 @@ def spoil(observations: Observations, share: float, size: float, seed: int) -> t
 def score(package: Package, result: Analysis, x: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     """See the module."""
     error = (package.layout.to_array(result.mean) - x) / package.normalization.std[:, None, None]
-    light = result.departures["weight"].to_numpy() < 0.5
+    light = ~(result.departures["weight"].to_numpy() >= 0.5)  # those that were rejected have none
     return {
         "rmse": float(np.sqrt((error**2).mean((1, 2))).mean()),
         "missed": float((wrong & ~light).sum() / max(wrong.sum(), 1)),
@@ -81,8 +81,8 @@ def main() -> None:
             rows.setdefault((kind, cost, outer), []).append(scores)
     settings: dict[str, Any] = {key: value for key, value in vars(arguments).items() if key not in ("output", "outer")}
     lines = []
-    for (kind, name, outer), scores in rows.items():
-        means = {key: round(float(np.mean([s[key] for s in scores])), 4) for key in scores[0]}
+    for (kind, name, outer), found in rows.items():
+        means = {key: round(float(np.mean([s[key] for s in found])), 4) for key in found[0]}
         row = {"bench": "robust", "observations": kind, "cost": name, "outer": outer, **means, **settings}
         lines.append(json.dumps(row))
         print(lines[-1], flush=True)

@@ -4,21 +4,25 @@ Each test state gets a background (the package's forecast from a perturbed state
 observations of every channel at 1 % and 5 % random columns. Scores are over all states; one JSON line per method and
 density. Cases are kept as they are done, so that an interrupted run goes on.
 
-    python bench/skill.py runs/nature lsda_fast/data/demo/package --output bench/results/skill.jsonl
+    python -m bench.skill runs/nature lsda_fast/data/demo/package --output bench/results/skill.jsonl
 """
 
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.cases.kept import digest_of, kept_arrays
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.datasets import open_states
 from lsda_fast.guidance import DPS, MMPS, GaussNewton, Guidance, LatentOptimization, ObsFree, Repaint
 from lsda_fast.package import Package
+from lsda_fast.package.files import package_hash
 from lsda_fast.twin import column_observations, twins
 from lsda_fast.verification import Scores, kind_of, paired_bootstrap
 
@@ -48,7 +52,6 @@ def main() -> None:
     arguments = parser.parse_args()
     package = Package.load(arguments.package)
     nature = open_states(str(arguments.nature / "states_*.nc"))
-    arguments.work.mkdir(parents=True, exist_ok=True)
     cases = list(run_cases(package, nature, arguments))
     rows = summarise(package, cases)
     print(
@@ -62,6 +65,7 @@ def main() -> None:
 
 def run_cases(package, nature, arguments):  # type: ignore[no-untyped-def]
     """Per state and density: truth, background and every ensemble, from disk where done."""
+    made_with = package_hash(arguments.package), PERIOD, arguments.states, nature["time"].values[0], arguments.members
     for number, truth, background, _ in twins(package, nature, PERIOD, arguments.states):
         x, x_b = package.layout.to_array(truth), package.layout.to_array(background)
         for fraction in FRACTIONS:
@@ -75,21 +79,23 @@ def run_cases(package, nature, arguments):  # type: ignore[no-untyped-def]
             )
             results = {"background": (x_b[None], 0.0, "independent")}
             for name in arguments.methods:
-                guidance, steps, correction = METHODS[name]
-                kept = arguments.work / f"{number}_{fraction}_{name.replace(' ', '_')}_{arguments.members}.npz"
-                if kept.exists():
-                    with np.load(kept) as file:
-                        results[name] = file["ensemble"], float(file["seconds"]), str(file["kind"])
-                    continue
-                begin = time.perf_counter()
-                result = Assimilator(package, guidance, steps=steps, correction=correction)(
-                    background, observations, members=arguments.members, seed=number
-                )
-                seconds, kind = time.perf_counter() - begin, kind_of(result.analysis)["kind"]
-                results[name] = (package.layout.to_array(result.analysis), seconds, kind)
-                np.savez(kept, ensemble=results[name][0], seconds=seconds, kind=kind)
+                digest = digest_of(METHODS[name], *made_with)
+                file = f"{number}_{fraction}_{name.replace(' ', '_')}_{digest}.npz"
+                case = partial(analysed, package, METHODS[name], background, observations, arguments.members, number)
+                found = kept_arrays(arguments.work / file, case)
+                results[name] = found["ensemble"], float(found["seconds"]), str(found["kind"])
             print(f"state {number + 1} of {arguments.states}, {fraction:.0%}", flush=True)
             yield fraction, x, results
+
+
+def analysed(package, method, background, observations, members, seed):  # type: ignore[no-untyped-def]
+    """An ensemble, what kind it is, and its seconds."""
+    guidance, steps, correction = method
+    begin = time.perf_counter()
+    assimilate = Assimilator(package, guidance, steps=steps, correction=correction)
+    analysis = assimilate(background, observations, members=members, seed=seed).analysis
+    seconds = time.perf_counter() - begin
+    return {"ensemble": package.layout.to_array(analysis), "seconds": seconds, "kind": kind_of(analysis)["kind"]}
 
 
 def summarise(package: Package, cases: list) -> list[dict]:
@@ -112,7 +118,7 @@ def summarise(package: Package, cases: list) -> list[dict]:
             series[name] = np.array(errors)
             table = scores.table()
             base = table if base is None else base
-            total = table.loc["normalized"]
+            total: Any = table.loc["normalized"]
             ratio = paired_bootstrap(series[name], series["background"])
             groups = {
                 kind: round(float(np.sqrt((table["rmse"] ** 2 / np.append(std, 1) ** 2)[members].mean()

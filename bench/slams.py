@@ -123,7 +123,8 @@ def run_cases(
             truth, M = cache(partial(truth_of, package, data, start, arguments.states)), arguments.members[column[0]]
             for name in arguments.cases:
                 degradation = DEGRADATIONS[name]
-                key = digest_of(degradation, way, M, start, times[0])
+                where = () if arguments.device == "cpu" else (arguments.device,)  # seconds are kept too
+                key = digest_of(degradation, way, M, start, times[0], *where)
                 file = f"{times[start]:%Y%m%dT%H}_{arguments.states}_{column[1]}_{digest}_{key}.json"
                 case = partial(measured, package, way, column[1], truth, degradation, members=M, seed=start)
                 yield name, column, kept(arguments.work / file, case)
@@ -135,8 +136,9 @@ def measured(
 ) -> dict[str, Any]:
     """Scores and seconds of one window."""
     states, seconds = analysed(package, way, count, truth(), degradation, **how)
-    kind = "opposite pairs" if way.sampler["guidance"].antithetic and how["members"] > 1 else "independent"
-    return scores(package, states, truth(), kind=kind) | {"seconds": seconds, "members": how["members"]}
+    opposite = way.sampler["guidance"].antithetic and how["members"] > 1
+    kind, alone = ("opposite pairs", how["members"] % 2) if opposite else ("independent", 0)
+    return scores(package, states, truth(), kind=kind, alone=alone) | {"seconds": seconds, "members": how["members"]}
 
 
 def summary(name: str, column: Column, cases: Sequence[tuple[str, Column, dict[str, Any]]]) -> dict[str, Any]:

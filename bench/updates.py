@@ -34,9 +34,9 @@ def adam(M: int, n: int) -> tuple[Candidates, int]:
     kept: Any = tuple(t.clone() for t in (v, m, s))
     arguments: Any = (v, m, s, g, 5)
     candidates: Candidates = {
-        "cpp": forced("cpu", lambda: adam_step(*arguments, lr=0.1)),  # type: ignore[arg-type, return-value]
-        "cpp_out": forced("cpu", lambda: adam_step(*kept, g, 5, lr=0.1, out=kept)),  # type: ignore[arg-type, return-value]
-        "torch expressions": forced("reference", lambda: adam_step(*arguments, lr=0.1)),  # type: ignore[arg-type, return-value]
+        "cpp": forced("cpu", lambda: adam_step(*arguments, lr=0.1)),
+        "cpp_out": forced("cpu", lambda: adam_step(*kept, g, 5, lr=0.1, out=kept)),
+        "torch expressions": forced("reference", lambda: adam_step(*arguments, lr=0.1)),
     }
     for kind in ("single", "foreach", "fused"):
         p = v.clone().requires_grad_(True)
@@ -55,9 +55,9 @@ def cg(M: int, n: int) -> tuple[Candidates, int]:
     kept: Any = tuple(t.clone() for t in (x, r, p, rr))
     state = (x, r, p, rr, Ap, limit)
     candidates: Candidates = {
-        "cpp": forced("cpu", lambda: cg_step(*state)),  # type: ignore[arg-type, return-value]
-        "cpp_out": forced("cpu", lambda: cg_step(*kept, Ap, limit, out=kept)),  # type: ignore[arg-type, return-value]
-        "torch expressions": forced("reference", lambda: cg_step(*state)),  # type: ignore[arg-type, return-value]
+        "cpp": forced("cpu", lambda: cg_step(*state)),
+        "cpp_out": forced("cpu", lambda: cg_step(*kept, Ap, limit, out=kept)),
+        "torch expressions": forced("reference", lambda: cg_step(*state)),
     }
     return candidates, 7 * 4 * M * n
 

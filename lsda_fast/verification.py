@@ -191,6 +191,7 @@ def by_lead(
     std: ArrayLike | None = None,
     *,
     kind: str = "independent",
+    alone: int = 0,
 ) -> pd.DataFrame:
     """RMSE of the mean and CRPS for every state of a window.
 
@@ -200,7 +201,7 @@ def by_lead(
     truth : (T, C, H, W)
     weights : (H,) area weights.
     std : (C,) scale of the channels; their own units when not given.
-    kind : what the members are, one of `scores.ENSEMBLES`.
+    kind, alone : what the members are, see `scores.crps`.
 
     Returns
     -------
@@ -210,10 +211,10 @@ def by_lead(
     if ensemble.shape[1:] != truth.shape:
         raise InputError(f"shapes {ensemble.shape} and {truth.shape} came; accepted are (M, T, C, H, W), (T, C, H, W)")
     scale = 1.0 if std is None else checked_std(std, truth.shape[-3])
-    mean = ensemble.mean(0)
+    mean, present = ensemble.mean(0), ensemble.swapaxes(0, 1)
     rows = {
         "rmse": np.stack([rmse(x, y, weights) for x, y in zip(mean, truth)]) / scale,
-        "crps": np.stack([crps(x, y, weights, kind=kind) for x, y in zip(ensemble.swapaxes(0, 1), truth)]) / scale,
+        "crps": np.stack([crps(x, y, weights, kind=kind, alone=alone) for x, y in zip(present, truth)]) / scale,
     }
     frames = {name: pd.DataFrame(values) for name, values in rows.items()}
     return pd.concat(frames, axis=1).rename_axis(index="state", columns=("score", "channel"))

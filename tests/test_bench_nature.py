@@ -119,6 +119,13 @@ def test_states_go_there_and_back(python: Path) -> None:
         model(x, TIME, 0.75)
 
 
+def test_there_may_be_fewer_states_than_workers(python: Path) -> None:
+    model = NatureForecast(package(), python.parent, python, workers=3)
+    x = torch.zeros(2, *model.package.layout.shape)
+    for states in (x[:1], x, x[:1]):
+        assert model(states, TIME, 6.0)[:, 0, 0].tolist() == pytest.approx(np.full((len(states), 4), 3.5), abs=0.01)
+
+
 def test_another_layout_is_refused(python: Path, tmp_path: Path) -> None:
     for given, message in (
         (package(LATITUDE[::-1] + 1), "the nature run's model has its own 3 x 4 points; accepted are the same"),

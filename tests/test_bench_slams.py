@@ -100,7 +100,7 @@ def test_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     slams.main([str(argument) for argument in command])
 
 
-@pytest.mark.parametrize("members", [1, 2, 4])
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
 def test_members_are_draws_whatever_their_number(tmp_path: Path, members: int) -> None:
     """Error and CRPS of a member of ours, whose draws come in opposite pairs, against many ensembles of one."""
     ours = Package.load(package(tmp_path / "ours", "identity", (RAIN, OLR)))
@@ -112,7 +112,8 @@ def test_members_are_draws_whatever_their_number(tmp_path: Path, members: int) -
         y = spread * random.standard_normal((1, *layout.shape))
         pairs = [spread * random.standard_normal((1, *layout.shape)) for _ in range((members + 1) // 2)]
         draws = np.stack([sign * draw for draw in pairs for sign in (1, -1)][:members]) - y
-        found.append(scores(ours, draws, truth, kind="opposite pairs" if members > 1 else "independent"))
+        what = {"kind": "opposite pairs", "alone": members % 2} if members > 1 else {"kind": "independent"}
+        found.append(scores(ours, draws, truth, **what))
     member = np.sqrt(np.mean([s["member_rmse"]["t850"] ** 2 for s in found]))
     crps = np.mean([s["crps"]["t850"] for s in found])
     assert member == pytest.approx(np.sqrt(2), rel=0.01)

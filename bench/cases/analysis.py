@@ -6,6 +6,7 @@ the package's own prior about the background.
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ class Twin:
         """Of those observations, in the package's precision."""
         found, dtype = Assimilator(self.package).likelihood(self.observations(fraction))[1], self.package.dtype
         y, variance, scale = (t.to(dtype) for t in (found.y, found.variance, found.scale))
-        return replace(found, operator=found.operator.to(dtype=dtype), y=y, variance=variance, scale=scale)
+        operator: Any = found.operator
+        return replace(found, operator=operator.to(dtype=dtype), y=y, variance=variance, scale=scale)
 
 
 def demo() -> Twin:

@@ -65,7 +65,7 @@ class NatureForecast:
         if hours <= 0 or (2 * hours) % 1:
             raise InputError(f"lead {hours:g} h; accepted are multiples of the model's half hour")
         states = self.package.denormalize(x).astype(np.float32)
-        parts = np.array_split(states, len(self._workers))
+        parts = np.array_split(states, max(1, min(len(states), len(self._workers))))  # a worker takes a state or more
         for worker, part in zip(self._workers, parts):
             call = {"time": str(time.astype("datetime64[s]")), "hours": hours, "count": len(part)}
             worker.send(call, part.tobytes())

@@ -112,7 +112,8 @@ class Truth:
 
 def starts(times: pd.DatetimeIndex, period: Sequence[str], states: int, count: int) -> list[int]:
     """Positions of the first states of ``count`` windows, spread evenly over a period; InputError where none fit."""
-    inside = np.flatnonzero((times >= period[0]) & (times <= pd.Timestamp(period[1]) + pd.Timedelta("23:59:59")))
+    begin, end = map(pd.Timestamp, period)
+    inside = np.flatnonzero((times >= begin) & (times <= end + pd.Timedelta("23:59:59")))
     last = len(inside) - states
     if last < count - 1:
         raise InputError(f"{len(inside)} states in {period[0]} .. {period[1]}; {count} windows of {states} do not fit")
@@ -156,10 +157,10 @@ def analysed(
     return states, time.perf_counter() - begin
 
 
-def scores(package: Package, states: np.ndarray, truth: Truth, *, kind: str) -> dict[str, Any]:
+def scores(package: Package, states: np.ndarray, truth: Truth, *, kind: str, alone: int = 0) -> dict[str, Any]:
     """Wasserstein distance, RMSE and CRPS of the state's channels, in units of their climatological spread.
 
-    ``kind``: what the members are, one of ``lsda_fast.scores.ENSEMBLES``.
+    ``kind``: what the members are, one of ``lsda_fast.scores.ENSEMBLES``; ``alone``: see ``lsda_fast.scores.crps``.
     """
     state = list(Extras.of(package).state)
     weights, std = package.layout.grid.area_weights, np.asarray(package.normalization.std)[state]
@@ -169,12 +170,12 @@ def scores(package: Package, states: np.ndarray, truth: Truth, *, kind: str) -> 
         "wasserstein": wasserstein(x, y) / std,
         "rmse": rmse(x.mean(0), y, weights) / std,
         "member_rmse": rmse(x, np.broadcast_to(y, x.shape), weights) / std,
-        "crps": crps(x, y, weights, kind=kind) / std,
+        "crps": crps(x, y, weights, kind=kind, alone=alone) / std,
     }
-    leads = by_lead(x, y, weights, std, kind=kind)
+    leads = by_lead(x, y, weights, std, kind=kind, alone=alone)
     result: dict[str, Any] = {score: dict(zip(names, values.tolist())) for score, values in found.items()}
-    result["rmse_by_lead"] = np.sqrt((leads["rmse"] ** 2).mean(axis=1)).tolist()
-    result["crps_by_lead"] = leads["crps"].mean(axis=1).tolist()
+    result["rmse_by_lead"] = np.sqrt(np.mean(leads["rmse"].to_numpy() ** 2, axis=1)).tolist()
+    result["crps_by_lead"] = np.mean(leads["crps"].to_numpy(), axis=1).tolist()
     return result
 
 

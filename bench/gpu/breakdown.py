@@ -1,4 +1,4 @@
-"""Where the time of an analysis goes: denoiser, decoder derivatives, observation operator, updates, and idle.
+"""Where the time of an analysis goes: denoiser, decoder derivatives, their stand-in, operator, updates, and idle.
 
 The prior's parts are wrapped in ranges of torch's profiler. A kernel counts for the innermost part that launched it:
 the native operations of observations and head for the operator, else the range it is in; what is in none is an update.
@@ -26,11 +26,11 @@ from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs
 from lsda_fast.guidance import Likelihood
 from lsda_fast.kernels.buckets import bucket
-from lsda_fast.prior import Derivative, Differentiable, Prior
+from lsda_fast.prior import Derivative, Differentiable, Gram, OfTimes, Prior, ToTimes
 
 __all__ = ["rows"]
 
-RANGES = {"bench.denoiser": "denoiser", "bench.decoder": "decoder derivatives"}
+RANGES = {"bench.denoiser": "denoiser", "bench.decoder": "decoder derivatives", "bench.tangent": "stand-in"}
 OPERATORS = ("lsda::obs_", "lsda::head_")
 
 
@@ -75,27 +75,43 @@ def _block(run: Run, assimilate: Assimilator, twin: Twin, setting: Setting, memb
 
 def ranged(prior: Prior) -> Prior:
     """The same, its parts in ranges."""
-    return replace(prior, denoise=_in("bench.denoiser", prior.denoise), decode=_Decoder(prior.decode))
+    tangent = prior.tangent
+    return replace(
+        prior,
+        denoise=_in("bench.denoiser", prior.denoise),
+        decode=_Decoder(prior.decode, "bench.decoder"),
+        tangent=tangent and (lambda evaluations: _Decoder(tangent(evaluations), "bench.tangent")),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Decoder:
     decode: Any
+    name: str
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        return _in("bench.decoder", self.decode)(z)
+        return _in(self.name, self.decode)(z)
 
     def observe(self, operator: Any) -> Any:
         """As the decoder itself observes."""
         observed = self.decode.observe(operator)
         if not hasattr(observed, "derivative"):
-            return _in("bench.decoder", observed)
+            return _in(self.name, observed)
 
         def derivative(z: torch.Tensor) -> Derivative:
-            value, *products = _in("bench.decoder", observed.derivative)(z)
-            return Derivative(value, *(_in("bench.decoder", product) for product in products))
+            value, *products = _in(self.name, observed.derivative)(z)
+            return Derivative(value, *(self._inside(product) for product in products))
 
-        return Differentiable(_in("bench.decoder", observed), derivative)
+        return Differentiable(_in(self.name, observed), derivative, observed.tensors)
+
+    def _inside(self, product: Any) -> Any:
+        """The product in the range; what an analysis asks it for besides stays."""
+        if isinstance(product, OfTimes | ToTimes):
+            return replace(product, inner=_in(self.name, product.inner))
+        if isinstance(product, Gram):
+            solve = product.solve and _in(self.name, product.solve)
+            return replace(product, product=_in(self.name, product.product), solve=solve)
+        return product and _in(self.name, product)
 
 
 def _in(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -102,7 +102,7 @@ class Device(ABC):
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = name == "tf32"
         try:
-            with torch.autocast(self.name, torch.bfloat16) if name == "bfloat16" else nullcontext():
+            with torch.autocast(self.name, torch.bfloat16, enabled=name == "bfloat16"):  # or off, within another
                 yield
         finally:
             torch.set_float32_matmul_precision(before[0])

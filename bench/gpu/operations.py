@@ -70,7 +70,7 @@ def _measure(run: Run, workload: Workload, dtype: torch.dtype, implementation: s
 
 
 def _figures(run: Run, workload: Workload, dtype: torch.dtype, ms: Times) -> Row:
-    moved, seconds = workload.numbers * dtype.itemsize + workload.bytes, 1e-3 * ms.p50
+    moved, seconds = workload.moved(dtype.itemsize), 1e-3 * ms.p50
     rate = "bfloat16" if dtype == torch.bfloat16 else "float32"
     share, bound = Ceilings(run).share(seconds, moved, workload.flops, rate)
     return {

@@ -120,13 +120,13 @@ def _guarded(section: Section, run: Run) -> Iterator[Row]:
 
 @contextmanager
 def _until(seconds: float) -> Iterator[None]:
-    """OutOfTime after so many seconds, as soon as Python runs."""
+    """OutOfTime after so many seconds, as soon as Python runs; every second again, where somebody takes it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise OutOfTime("stopped at the section's deadline")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 1.0)
     try:
         yield
     finally:

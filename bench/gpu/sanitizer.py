@@ -6,6 +6,7 @@ without it, so that the way there is tried; on a GPU that is said.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -41,16 +42,21 @@ def rows(run: Run) -> Iterator[Row]:
 def _watched(command: list[str], seconds: float) -> Row:
     begin = time.monotonic()
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(seconds - 2, 1), env=environment, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"not done in {seconds:.0f} s"}
-    lines = (done.stdout + done.stderr).strip().splitlines()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=max(seconds - 2, 1))
+        except BaseException as error:  # the section's deadline among them
+            os.killpg(process.pid, signal.SIGKILL)  # with the program that the tool has started
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return {"skipped": f"not done in {seconds:.0f} s"}
+    lines = (stdout + stderr).strip().splitlines()
     said = [line for line in lines if line.startswith("=========") or line.endswith(" calls")]
-    row = {"ok": done.returncode == 0, "exit": done.returncode, "seconds": round(time.monotonic() - begin, 1)}
+    row = {"ok": process.returncode == 0, "exit": process.returncode, "seconds": round(time.monotonic() - begin, 1)}
     return {
         **row,
-        "said": [without_paths(line)[:200] for line in (said[:2] + said[-2:] if done.returncode else said[-2:])],
+        "said": [without_paths(line)[:200] for line in (said[:2] + said[-2:] if process.returncode else said[-2:])],
     }

@@ -63,21 +63,32 @@ class Sizes:
 
 
 class Workload(NamedTuple):
-    """A case, and what it moves and computes: numbers of the case's precision, bytes of anything else, operations."""
+    """A case, and what it moves and computes.
+
+    Numbers of the case's precision, bytes of anything else, operations, and of a gather the bytes by those of a number.
+    """
 
     what: str
     case: Case
     numbers: float
     bytes: float = 0
     flops: float = 0
+    gathered: Callable[[int], float] = lambda itemsize: 0.0
+
+    def moved(self, itemsize: int) -> float:
+        """All bytes."""
+        return self.numbers * itemsize + self.bytes + self.gathered(itemsize)
 
 
 def _observe(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
     index = columns(s.state, 0.01)[0].to(draw.device)
     (P, K), M, N = index.shape, s.members, math.prod(s.state)
     case = observe(product, draw, M, N, P, K, index=index)
-    read = N if product == "adjoint" else _touched(index)
-    yield Workload(f"{M} x {P} observations", case, M * (P + read) + P * K, 4 * P * K, 2 * M * P * K)
+    written = M * N if product == "adjoint" else 0
+    gathered = (lambda itemsize: 0.0) if product == "adjoint" else partial(_touched, index, M)
+    yield Workload(
+        f"{M} x {P} observations", case, M * P + written + P * K, 4 * P * K, 2 * M * P * K, gathered=gathered
+    )
 
 
 def _residual(s: Sizes, draw: Draw) -> Iterator[Workload]:
@@ -85,13 +96,13 @@ def _residual(s: Sizes, draw: Draw) -> Iterator[Workload]:
     (P, K), M, N = index.shape, s.members, math.prod(s.state)
     for name, cost, tensors in (("gaussian", None, 2), ("huber", Huber(1.25), 3)):
         case = residual(cost, False, draw, M, N, P, K, index=index)
-        moved = M * (tensors * P + _touched(index)) + P * (K + 2)
-        yield Workload(f"{M} x {P} observations, {name}", case, moved, 4 * P * K, 2 * M * P * K)
+        numbers, gathered = M * tensors * P + P * (K + 2), partial(_touched, index, M)
+        yield Workload(f"{M} x {P} observations, {name}", case, numbers, 4 * P * K, 2 * M * P * K, gathered=gathered)
 
 
-def _touched(index: Tensor) -> float:
-    """Numbers in the sectors that a gather reads, once each."""
-    return len((index // (SECTOR // 4)).unique()) * SECTOR / 4
+def _touched(index: Tensor, members: int, itemsize: int) -> float:
+    """Bytes of the sectors that a gather of each member's numbers reads, once each."""
+    return float(members * SECTOR * len((index // (SECTOR // itemsize)).unique()))
 
 
 def _head(product: str, s: Sizes, draw: Draw) -> Iterator[Workload]:
@@ -139,7 +150,7 @@ def _plain_convolve(adjoint: bool, s: Sizes, draw: Draw) -> Iterator[Workload]:
 
 def _restricted(s: Sizes, draw: Draw) -> Iterator[Workload]:
     M, P = s.latents, len(columns(s.state, 0.01)[0])
-    yield Workload(f"{M} x {P} observations", restricted(draw, M, P), M * (12 * (P + 1) + 2 * P))
+    yield Workload(f"{M} x {P} observations", restricted(draw, M, P), M * (10 * (P + 1) + 2 * P))
 
 
 def _solve(s: Sizes, draw: Draw) -> Iterator[Workload]:

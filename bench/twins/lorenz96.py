@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -241,7 +242,7 @@ def main() -> None:
             prior = model.trajectory(T, correction=correction, chunk=10**6)
             drawn = [make()(prior, each, members=arguments.members) for each in likelihoods(y, model)]
             samples = torch.stack([torch.from_numpy(model.denormalize(prior.decode(s.z)[:, :, None])) for s in drawn])
-            row = judge(samples.flatten(3), truth, mean, std, drawn[0].ensemble)
+            row: dict[str, Any] = judge(samples.flatten(3), truth, mean, std, drawn[0].ensemble)
             row |= {"evaluations": dict(drawn[0].evaluations)}
             tell(method=name, **row, seconds=(time.process_time() - start) / arguments.cases)
     rows.write(arguments.output)

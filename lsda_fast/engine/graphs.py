@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -95,9 +95,9 @@ class Recorder(Protocol):
         How finely observation counts are rounded up (``kernels.buckets``).
     """
 
-    waits: int
-    most: int
-    parts: int
+    waits: ClassVar[int]
+    most: ClassVar[int]
+    parts: ClassVar[int]
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """RuntimeError where it cannot be recorded."""
@@ -106,7 +106,9 @@ class Recorder(Protocol):
 class CudaRecorder:
     """CUDA graphs that share one pool of memory of their own: no two are replayed at the same time."""
 
-    waits, most, parts = 0, 4, 2
+    waits: ClassVar[int] = 0
+    most: ClassVar[int] = 4
+    parts: ClassVar[int] = 2
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -134,7 +136,9 @@ class TapeRecorder:
     To record costs what some replays gain: what is asked for once or twice is not. A CPU works on what is filled up.
     """
 
-    waits, most, parts = 2, 16, 8
+    waits: ClassVar[int] = 2
+    most: ClassVar[int] = 16
+    parts: ClassVar[int] = 8
 
     def __init__(self) -> None:
         self._arena = Arena()
@@ -200,7 +204,7 @@ class Graphs:
     def __init__(self, sampler: Sampler, recorder: Recorder, weights: Callable[[], Iterable[Tensor]]) -> None:
         self._sampler, self._recorder, self._weights = sampler, recorder, weights
         self._state: State | None = None
-        self._graphs: dict[Any, _Graph | None] = {}
+        self._graphs: dict[Any, _Graph | None] = {}  # None: cannot be recorded
         self._seen: dict[Any, int] = {}  # how often, those of late
         self._lock = Lock()
         self.failure = ""
@@ -246,11 +250,11 @@ class Graphs:
         done: Estimate | None = None
         if shapes not in self._graphs:
             self._seen[shapes] = self._seen.pop(shapes, 0) + 1
-            while len(self._seen) > _SEEN:
-                del self._seen[next(iter(self._seen))]
+            _keep_latest(self._seen)
             if self._seen[shapes] <= self._recorder.waits:
                 return self._sampler.block_of(prior, likelihood, key)
             self._graphs[shapes], done = self._record(prior, likelihood, key, inputs)
+            _keep_latest(self._graphs)
         graph = self._graphs[shapes] = self._graphs.pop(shapes)
         if graph is None:
             return self._sampler.block_of(prior, likelihood, key)
@@ -300,6 +304,11 @@ class Graphs:
         self.failure = ""
         torch.cuda.empty_cache()
         return self._record(prior, likelihood, key, inputs)
+
+
+def _keep_latest(found: dict[Any, Any]) -> None:
+    while len(found) > _SEEN:
+        del found[next(iter(found))]
 
 
 def _fill(graph: _Graph, inputs: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ carried. ``level`` is in hPa, and missing at the surface; ``value`` and ``std`` 
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,11 @@ class Observations:
         else:
             raise InputError(f"observations {path} has an unknown suffix; accepted: .csv, .csv.gz, .parquet")
         try:
-            table = reader(path, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # values beyond the header's columns, lost
+                table = reader(path, **options)
+        except pd.errors.ParserWarning as error:
+            raise InputError(f"observations {path} has lines of more values than its header has columns") from error
         except (ValueError, OSError, EOFError, zlib.error) as error:
             raise InputError(f"observations {path} cannot be read: {str(error).splitlines()[0]}") from error
         return cls.from_frame(table, std)
