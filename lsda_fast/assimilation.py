@@ -22,6 +22,7 @@ from lsda_fast.guidance import Guidance, LatentOptimization, Likelihood
 from lsda_fast.kernels.robust import Robust, check
 from lsda_fast.likelihood import likelihood_of
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
+from lsda_fast.observations.averages import without
 from lsda_fast.observations.columns import default_std
 from lsda_fast.observations.units import Conversion, to_si
 from lsda_fast.package import Package
@@ -87,8 +88,9 @@ class Assimilation:
     representativeness : bool
         Whether R includes the autoencoder's reconstruction error.
     background_check : float, optional
-        Observations whose O-B is larger than so many climatological standard deviations are rejected, with the reason,
-        and a background that lies as far from the climate on average of a channel is refused: wrong units, as a rule.
+        Observations whose O-B is larger than so many climatological standard deviations are rejected, with the reason;
+        of a window without a background, those as far from the prior's mean, where it has one. A background that lies
+        as far from the climate on average of a channel is refused: wrong units, as a rule.
         None takes everything.
     robust : Huber or VariationalQC, optional
         What a departure costs, so that gross errors lose weight; Gaussian when not given. ``departures`` has the
@@ -187,38 +189,52 @@ class Assimilation:
         return Sampled(x_a, states, samples.members, attrs, samples.evaluations)
 
     def _checked(
-        self, observations: Observations, x_b: Tensor | None, case_of: Callable[[Observations], Case]
-    ) -> tuple[Observations, Case]:
+        self,
+        observations: Observations,
+        x_b: Tensor | None,
+        case_of: Callable[[Observations, StencilOperator | None], Case],
+        more: StencilOperator | None = None,
+    ) -> tuple[Observations, StencilOperator | None, Case]:
         """Without observations that are too far from the background (T*C, H, W): the others, and the case of them.
+
+        Where there is no background, from the prior's mean, if it has one.
 
         Raises
         ------
         InputError
             A background that itself is no state of this climate.
         """
-        case, limit = case_of(observations), self.background_check
-        if limit is None or x_b is None:
-            return observations, case
+        case, limit = case_of(observations, more), self.background_check
+        center, from_what = (x_b, "O-B is") if x_b is not None else (self._climate(case.prior), "it lies")
+        if limit is None or center is None:
+            return observations, more, case
         names = self.package.layout.names
-        far = x_b.unflatten(0, (-1, len(names))).abs().nanmean((0, 2, 3)).tolist()
+        far = center.unflatten(0, (-1, len(names))).abs().nanmean((0, 2, 3)).tolist()
         wrong = [f"{name} {value:.0f}" for name, value in zip(names, far) if value > limit]
-        if wrong:
+        if wrong and x_b is not None:
             raise InputError(
                 f"the background lies, on average, {', '.join(wrong)} climatological standard deviations from the "
                 f"package's climate; accepted: up to {limit:g} (background_check), in the units of its attributes"
             )
         operator: Any = case.observed.operator
-        before = equivalent(operator, x_b[None])[0].double().cpu().numpy()
+        before = equivalent(operator, center[None])[0].double().cpu().numpy()
         gross = np.abs(operator.values - before) > limit * case.observed.scale.double().cpu().numpy()
+        if not gross.any():
+            return observations, more, case
+        reason = f"{from_what} over {limit:g} climatological standard deviations"
+        reason += "" if x_b is not None else " from the climate"
         rows = np.flatnonzero(case.reasons == "")[gross]
-        # Behind the table's rows are those of an operator with its own values.
-        rows = rows[rows < len(observations)]
-        if not len(rows):
-            return observations, case
         keep = np.ones(len(observations), bool)
-        keep[rows] = False
-        observations = observations.select(keep, f"O-B is over {limit:g} climatological standard deviations")
-        return observations, case_of(observations)
+        keep[rows[rows < len(observations)]] = False
+        # Behind the table's rows are those of an operator with its own values.
+        if more is not None:
+            more = without(more, np.flatnonzero(gross[len(gross) - more.size :]), reason)
+        observations = observations.select(keep, reason)
+        return observations, more, case_of(observations, more)
+
+    def _climate(self, prior: Prior) -> Tensor | None:
+        """The mean of a prior without a background, a state in the form of one; None where it is not known."""
+        return None
 
     def _likelihood(
         self,

@@ -77,8 +77,8 @@ class Assimilator(Assimilation):
         x_b = package.normalize(package.layout.to_array(background))
         observations = self._with_std(observations)
         with self.backend.kernels():
-            observations, case = self._checked(
-                observations, x_b, lambda table: self._case(x_b, _season(background), table)
+            observations, _, case = self._checked(
+                observations, x_b, lambda table, _: self._case(x_b, _season(background), table)
             )
             found = self._sampled(case, members, seed, recenter, on_step)
         departures = departure_table(observations, case.reasons, case.observed, x_b, found.x)

@@ -31,6 +31,8 @@ class Modality:
         Of those channels.
     decoded : bool
         Whether its channels are among the package's, which are on the state's grid.
+    shift_hours : float
+        What was added to the times of its source in training, and is to those of fields that are observed.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class Modality:
     layout: StateLayout
     normalization: Normalization
     decoded: bool
+    shift_hours: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -61,6 +64,7 @@ class Modality:
             "layout": self.layout.to_dict(),
             "normalization": self.normalization.to_dict(),
             "decoded": self.decoded,
+            "shift_hours": self.shift_hours,
         }
 
     @classmethod
@@ -72,6 +76,7 @@ class Modality:
             StateLayout.from_dict(data["layout"]),
             Normalization.from_dict(data["normalization"]),
             bool(data["decoded"]),
+            float(data.get("shift_hours", 0.0)),  # packages of before have none
         )
 
 

@@ -22,8 +22,9 @@ from lsda_fast.engine.plan import Plan
 from lsda_fast.errors import InputError
 from lsda_fast.guidance import Likelihood
 from lsda_fast.layout import StateLayout
+from lsda_fast.models import StationaryTrajectories
 from lsda_fast.observations import Observations, StencilOperator
-from lsda_fast.observations.trajectory import operator_rows, trajectory_stations
+from lsda_fast.observations.trajectory import in_si, operator_rows, trajectory_stations
 from lsda_fast.package import Package
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Step
@@ -83,11 +84,14 @@ class WindowAssimilator(Assimilation):
             Members that came out non-finite.
         """
         begin = clock.perf_counter()
+        _check_types(observations, operator, background)
         layout, (times, x_b) = self.package.layout, self._period(window, background)
         table = self._with_std(_none() if observations is None else observations)
+        operator = operator and in_si(operator, layout)
         with self.backend.kernels():
             flat_b = None if x_b is None else x_b.flatten(0, 1)
-            table, case = self._checked(table, flat_b, lambda part: self._case(times, x_b, part, operator))
+            case_of = lambda part, more: self._case(times, x_b, part, more)  # noqa: E731
+            table, operator, case = self._checked(table, flat_b, case_of, operator)
             found = self._sampled(case, members, seed, recenter, on_step)
         if operator is not None:
             table = Observations.joined(table, operator_rows(operator, layout, times))
@@ -116,6 +120,7 @@ class WindowAssimilator(Assimilation):
         members: int | Sequence[int] = 1,
     ) -> Plan:
         """What an analysis will take; see ``engine.plan`` and, for the arguments, an analysis."""
+        _check_types(observations, operator, background)
         times, x_b = self._period(window, background)
 
         def prepare() -> tuple[Prior, Likelihood, int]:
@@ -133,6 +138,13 @@ class WindowAssimilator(Assimilation):
         if operator is not None and operator.shape != shape:
             raise InputError(f"an operator on {operator.shape} came; accepted is one on the trajectory, {shape}")
         return self._likelihood(observations, lambda o: trajectory_stations(o, layout, normalization, times), operator)
+
+    def _climate(self, prior: Prior) -> Tensor | None:
+        """The decoded mean of the latents, at every time, where the package has it."""
+        model = self.package.modules.get("trajectory")
+        if not isinstance(model, StationaryTrajectories):
+            return None
+        return self.package.autoencoder.decode(model.mean[None])[0].repeat(prior.latent_shape[0], 1, 1)
 
     @staticmethod
     def prior_covariance(package: Package) -> str:
@@ -209,6 +221,16 @@ def window_times(window: Period, hours: float) -> pd.DatetimeIndex:
     if last < first or (last - first) % step != pd.Timedelta(0):
         raise InputError(f"window {first} .. {last} came; accepted are whole steps of {hours:g} h from first to last")
     return pd.date_range(first, last, freq=step)
+
+
+def _check_types(observations: object, operator: object, background: object) -> None:
+    accepted = (observations, Observations), (operator, StencilOperator), (background, xr.Dataset)
+    for value, kind in accepted:
+        if value is not None and not isinstance(value, kind):
+            raise InputError(
+                f"{type(value).__name__} came; accepted: Observations, as operator a StencilOperator on the "
+                "trajectory, and a background as xarray.Dataset (open_states)"
+            )
 
 
 def _none() -> Observations:

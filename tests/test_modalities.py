@@ -22,7 +22,7 @@ OWN = Grid(np.linspace(80.0, -80.0, 9), np.arange(24) * 15.0)
 
 def modality(name: str, kind: str, grid: Grid, channel: Channel, decoded: bool) -> Modality:
     return Modality(
-        name, kind, StateLayout(grid, (channel,)), Normalization(np.array([240.0]), np.array([40.0])), decoded
+        name, kind, StateLayout(grid, (channel,)), Normalization(np.array([240.0]), np.array([40.0])), decoded, 12.0
     )
 
 
@@ -49,6 +49,7 @@ def package(tiny: ModuleType) -> Package:
 def test_modalities_and_window_come_back_from_disk(package: Package, tmp_path: Path) -> None:
     loaded = Package.load(package.save(tmp_path / "package"))
     assert loaded.modalities == package.modalities
+    assert [m.shift_hours for m in loaded.modalities] == [0.0, 12.0, 12.0]
     assert loaded.window == package.window
     assert loaded.manifest() == package.manifest()
 

@@ -212,6 +212,17 @@ def test_a_linear_field_is_regridded_exactly(target: str) -> None:
     torch.testing.assert_close(got, linear_field(TARGETS[target]), rtol=0, atol=1e-4)
 
 
+def test_a_source_ends_half_a_spacing_beyond_its_last_points_or_at_a_pole() -> None:
+    region = Grid(50.0 - 2.5 * np.arange(5), 2.5 * np.arange(9))
+    near = Grid(np.array([52.0, 51.0, 45.0, 39.0, 38.0]), np.array([-2.0, -1.0, 10.0, 21.0, 22.0]))
+    known = ~Regrid(region, near)(torch.ones(1, 1, 5, 9))[0, 0].isnan()
+    inside = torch.tensor([False, True, True, True, False])
+    assert known.equal(inside[:, None] & inside)
+    north = Grid(np.array([88.0, 85.0, 82.0]), np.arange(4) * 90.0)
+    poles = Grid(np.array([90.0, 85.0]), np.arange(4) * 90.0)
+    assert not Regrid(north, poles)(torch.ones(1, 1, 3, 4)).isnan().any()
+
+
 def test_longitudes_wrap_and_means_are_kept_round_the_globe() -> None:
     fine = Grid(89.75 - 0.5 * np.arange(360), 0.25 + 0.5 * np.arange(720))
     wave = torch.from_numpy(np.cos(np.deg2rad(fine.longitude - 10.0)))[None, None, None].expand(1, 1, 360, 720)

@@ -249,3 +249,9 @@ def test_noaa_stations_fahrenheit_to_kelvin():
     np.testing.assert_allclose(obs.frame["std"], 1.0, rtol=1e-12)
     assert len(obs) == np.isfinite(table["value"]).sum()
     assert (obs.rejected["reason"] == "value is missing or not finite").all()
+
+
+def test_rows_are_numbered_behind_the_largest_number():
+    table = Observations.from_frame(rows(value=[280.0, 281.0, 282.0], std=1.0))
+    some = Observations(table.frame.iloc[1:], table.rejected)
+    assert Observations.joined(some, table).frame["observation"].tolist() == [1, 2, 3, 4, 5]

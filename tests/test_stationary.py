@@ -1,5 +1,7 @@
 """The covariance of trajectories, against that of the trajectories that it was fitted to."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -90,3 +92,59 @@ def test_covariance_knows_travelling_waves(fitted):
     S = dense(model.covariance(2), 2).reshape(2, 6, 8, 2, 6, 8)
     east, west = S[1, :, 1, 0, :, 0].diagonal().sum(), S[1, :, -1 % 8, 0, :, 0].diagonal().sum()
     assert east > west + 0.5
+
+
+def test_gaps_between_runs_weaken_nothing():
+    """An autoregression with states taken out has the autocovariances of the whole."""
+    generator, N, phi = torch.Generator().manual_seed(4), 40_000, 0.9
+    x = torch.zeros(N, dtype=torch.float64)
+    for t, e in enumerate(torch.randn(N, generator=generator, dtype=torch.float64)):
+        x[t] = phi * x[t - 1] + (1 - phi**2) ** 0.5 * e if t else e
+    z = x.reshape(N, 1, 1, 1)
+    for every in (N + 1, 6):
+        model = StationaryTrajectories((1, 1, 1), zonal=False, rank=1, lags=4).double()
+        model.fit(z, [torch.tensor([t for t in run if t < N]) for run in _runs(N, every)])
+        S = model.covariance(5)
+        first = dense(S, 5, (1, 1, 1))[0]
+        torch.testing.assert_close(first / first[0], phi ** torch.arange(5, dtype=torch.float64), atol=0.02, rtol=0)
+
+
+def _runs(N, every):
+    """Without one of so many."""
+    return [range(first + 1, min(first + every, N)) for first in range(-1, N, every) if first + 1 < N]
+
+
+def test_few_states_with_gaps_leave_a_covariance():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        z = torch.randn(17, 1, 2, 1, generator=generator, dtype=torch.float64).cumsum(0)
+        model = StationaryTrajectories((1, 2, 1), zonal=False, rank=2, lags=4).double()
+        model.fit(z, [torch.arange(0, 5), torch.arange(5, 9), torch.arange(9, 11), torch.arange(11, 17)])
+        assert torch.linalg.eigvalsh(dense(model.covariance(8), 8, (1, 2, 1))).min() > 0
+
+
+def test_the_floor_is_a_share_of_the_whole_variance():
+    generator = torch.Generator().manual_seed(1)
+    pattern = torch.randn(6, 1, generator=generator, dtype=torch.float64)
+    z = torch.randn(5000, 1, generator=generator, dtype=torch.float64) @ pattern.T
+    z = z + 1e-3 * torch.randn(5000, 6, generator=generator, dtype=torch.float64)
+    model = StationaryTrajectories((1, 6, 1), zonal=False, rank=1, lags=1, floor=0.1).double()
+    model.fit(z.reshape(5000, 1, 6, 1), [torch.arange(5000)])
+    share = model.std.flatten() ** 2 / z.var(0, correction=0)
+    torch.testing.assert_close(share, torch.full_like(share, 0.1), rtol=1e-5, atol=0)
+
+
+def test_a_covariance_is_kept_until_the_statistics_change(fitted):
+    model = deepcopy(fitted[0])
+    first = model.covariance(6)
+    assert model.covariance(6) is first
+    assert model.covariance(5) is not first
+    assert deepcopy(model).kept_bytes == 0 < model.kept_bytes
+    with torch.no_grad():
+        model.lag_real.mul_(2.0)
+    assert not model.covariance(6).values.equal(first.values)
+
+
+def test_a_window_without_memory_for_it_is_a_sentence(fitted):
+    with pytest.raises(InputError, match=r"a window of 10000000 states takes about .* GiB for its covariance in time"):
+        fitted[0].covariance(10**7)

@@ -119,6 +119,14 @@ def test_published_layouts_are_read_by_configuration(published: Any) -> None:
     np.testing.assert_allclose(olr[known], fields["olr"][day[known]], atol=0.006)
 
 
+def test_a_sounders_units_are_not_the_states(published: Any) -> None:
+    dataset, config, _ = published
+    sounder = {"kind": "satellite", "variables": ["t"], "decoded": False, "unit": 4.0}
+    settings = TrainingConfig(**{**config, "modalities": {"sounder": sounder}}, autoencoder=multimodal())
+    states = load_states(dataset, settings)
+    assert autoencoder_architecture(settings, states.layout, states.modalities).settings["units"] == [1.0] * 3
+
+
 def test_inputs_are_on_the_grid_of_the_state_and_missing_where_the_source_is(published: Any, tmp_path: Path) -> None:
     dataset, config, _ = published
     settings = TrainingConfig(**config, autoencoder=multimodal())

@@ -47,8 +47,8 @@ def independent_package(**changes: Any) -> Package:
     wiener = lambda z, t: z / (1.0 + (low + t * (high - low)) ** 14)[:, None, None, None, None]  # noqa: E731
     return Package.from_modules(
         encoder=lambda x: x, decoder=lambda z: z, denoiser=wiener, latent_shape=SHAPE, prediction="x0",
-        schedule=schedule, layout=LAYOUT, normalization=NORMALIZATION, observation_std=STD,
-        **{"window": Window(5, 6.0)} | changes,
+        schedule=schedule, observation_std=STD,
+        **{"window": Window(5, 6.0), "layout": LAYOUT, "normalization": NORMALIZATION} | changes,
     )  # fmt: skip
 
 
@@ -138,6 +138,78 @@ def test_gridded_fields_are_observed_where_they_have_values() -> None:
     assert pixel["std"] == 5.0
     with pytest.raises(InputError, match="have no time"):
         field_observations(fields.isel(time=0, drop=True))
+
+
+def test_of_fields_only_the_period_is_read_at_the_times_of_training() -> None:
+    fields = run_of_a_model()[["olr"]].assign(mask=(("latitude", "longitude"), np.ones(SHAPE[1:])))
+    period = TIMES[2], TIMES[3]
+    table = field_observations(fields, period=period, shift_hours={"olr": 6.0, "t850": 99.0})
+    assert table.frame["variable"].unique().tolist() == ["olr"]  # a mask has no time
+    assert pd.DatetimeIndex(table.frame["time"].unique()).tolist() == list(period)
+    first = table.frame["time"] == period[0]
+    np.testing.assert_allclose(table.frame["value"][first], fields["olr"][1].values.ravel(), rtol=1e-6)
+    with pytest.raises(InputError, match=r"the fields to observe are of .* accepted are some of 2003-01-01"):
+        field_observations(fields, period=(pd.Timestamp("2003-01-01"), pd.Timestamp("2003-01-02")))
+
+
+def test_an_operators_fill_values_and_gross_errors_have_their_reasons() -> None:
+    truth = LAYOUT.to_array(run_of_a_model())
+    operator = at_times(field_averages(SHAPE, NORMALIZATION, blocks(SHAPE[1:], 3)), [0], T)
+    values = operator(torch.from_numpy(NORMALIZATION.normalize(truth)).flatten(0, 1)[None].float())[0].numpy().copy()
+    values[:3] = -9.99e9, 9999.0, 400.0
+    masked = np.ma.masked_array(values, mask=np.arange(len(values)) == 3)
+    table = analysed(None, operator=observing(operator, masked, 1.0), background=run_of_a_model()).departures
+    assert table["reason"].tolist()[:5] == [
+        "value -9.99e+09 is a fill value",
+        "value 9999 is a fill value",
+        "",
+        "missing in the observed field",
+        "",
+    ]
+    assert table["used"].sum() == len(values) - 3
+    values[2] = 280.0 + 25 * 8.0
+    found = analysed(Observations.from_frame(stations(3)), operator=observing(operator, values, 1.0),
+                     background=run_of_a_model()).departures  # fmt: skip
+    assert found["reason"][6 + 2] == "O-B is over 20 climatological standard deviations"
+    assert found["used"].sum() == 6 + len(values) - 3
+    np.testing.assert_allclose(found["value"][6 + 3 :], values[3:])
+
+
+def test_departures_of_an_operator_are_in_si() -> None:
+    celsius = StateLayout(GRID, (Channel("t", 850.0, "degC"), Channel("olr", None, "W m-2")))
+    normalization = Normalization(np.array([280.0 - 273.15, 240.0]), np.array([8.0, 30.0]))
+    truth = run_of_a_model()
+    states = LAYOUT.to_array(truth) - np.array([273.15, 0.0])[:, None, None]
+    exact = LatentOptimization(GaussNewton(outer=1, cg=60, halvings=0))
+    run = WindowAssimilator(independent_package(layout=celsius, normalization=normalization), exact, steps=1)
+    operator = Degradation(coarsen=3, gap=2, noise=0.01)(states, normalization, seed=0)
+    table = run(operator=operator, window=WINDOW).departures
+    kelvin = Degradation(coarsen=3, gap=2, noise=0.01)(LAYOUT.to_array(truth), NORMALIZATION, seed=0)
+    np.testing.assert_allclose(table["value"], kelvin.values, rtol=1e-5)
+    np.testing.assert_allclose(table["std"], kelvin.std, rtol=1e-5)
+    assert table["O-A"].abs().max() < 3.0
+
+
+@pytest.mark.parametrize("given", [{"observations": pd.DataFrame()}, {"operator": len}, {"background": "B.nc"}])
+def test_what_is_of_another_kind_is_a_sentence(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="came; accepted: Observations, as operator a StencilOperator"):
+        analysed(given.pop("observations", None), **given)
+
+
+def test_without_a_background_the_climate_tells_gross_errors() -> None:
+    model = StationaryTrajectories(SHAPE, zonal=False, rank=2, lags=1)
+    model.mean.fill_(-0.5)
+    package = independent_package()
+    package.modules["trajectory"] = model
+    frame = stations(3)
+    frame.loc[0, "value"] -= 273.15  # degC
+    run = WindowAssimilator(package, LatentOptimization(GaussNewton(outer=1, cg=4)), steps=1)
+    table = run(Observations.from_frame(frame), window=WINDOW).departures
+    assert table["reason"].tolist() == ["it lies over 20 climatological standard deviations from the climate"] + 5 * [
+        ""
+    ]
+    run = WindowAssimilator(package, run.sampler.guidance, steps=1, background_check=None)
+    assert run(Observations.from_frame(frame), window=WINDOW).departures["used"].all()
 
 
 def test_averages_are_observed_beside_stations() -> None:

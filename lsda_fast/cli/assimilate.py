@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lsda_fast.cli.choice import choice_of, within
+from lsda_fast.cli.choice import choice_of, period_about, within
 from lsda_fast.cli.options import (
     Device,
     PackagePath,
@@ -25,8 +25,11 @@ from lsda_fast.cli.terminal import progress, say
 from lsda_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from pandas import Timestamp
+
     from lsda_fast.analysis import Analysis
     from lsda_fast.observations import Observations
+    from lsda_fast.package import Package
 
 __all__ = ["assimilate"]
 
@@ -83,7 +86,7 @@ def assimilate(
     """Assimilate observations into a background, or into a window of states (--window FIRST/LAST)."""
     from lsda_fast.assimilator import Assimilator
     from lsda_fast.package import Package
-    from lsda_fast.window_assimilator import WindowAssimilator
+    from lsda_fast.window_assimilator import WindowAssimilator, window_times
 
     tables = ("departures", *(() if best_of is None and rewards is None else ("rewards",)))
     check_output(output, background, observations, fields, reference, held_out, beside=tables)
@@ -100,7 +103,6 @@ def assimilate(
     chosen = prior_covariance or kind.prior_covariance(model)
     settings = _settings(preset, steps, guidance=lambda: guidance_of(guidance, inner, chosen), solver=solver)
     settings |= {"start": start, "correction": correction, "robust": robust_of(robust)}
-    table = _table(observations, fields)
     choice = (best_of, rewards, reference, held_out)
     check = background_check or None
     assimilator = kind(model, **settings, backend=backend, precision=precision, background_check=check)
@@ -108,12 +110,17 @@ def assimilate(
     if of_window:
         if any(option is not None for option in (time, *choice)):
             raise InputError(f"--window {window} takes no --time and none of the options of the best of N")
-        given = {"observations": table, "window": period_of(window, "--window"), "background": _opened(background)}
+        ends = period_of(window, "--window")
+        assert ends is not None
+        states = None if model.window is None else window_times(ends, model.window.hours)
+        table = _table(observations, fields, model, None if states is None else (states[0], states[-1]))
+        given = {"observations": table, "window": ends, "background": _opened(background)}
     else:
         if background is None:
             raise InputError("--background did not come; accepted without one is --window FIRST/LAST")
         state = _state(background, time)
         candidates, choose = choice_of(model, state, members, *choice, window)
+        table = _table(observations, fields, model, period_about(state, window))
         given = {"observations": within(table, state, window), "background": state}
     if plan:
         say(str(assimilator.plan(members=candidates, **given)))
@@ -146,13 +153,17 @@ def _settings(preset: str | None, steps: int | None, *, guidance: Callable[[], A
     return sampler_preset(preset) | ({} if steps is None else {"steps": steps})
 
 
-def _table(observations: Path | None, fields: str | None) -> "Observations":
+def _table(
+    observations: Path | None, fields: str | None, model: "Package", period: "tuple[Timestamp, Timestamp] | None"
+) -> "Observations":
+    """Of the table all, of the fields the period, with the times that they had in training."""
     from lsda_fast.observations import Observations
     from lsda_fast.observations.fields import field_observations
 
     tables = [] if observations is None else [Observations.read(observations)]
     if fields is not None:
-        tables.append(field_observations(_opened(fields)))
+        shifts = {name: m.shift_hours for m in model.modalities for name in m.layout.names}
+        tables.append(field_observations(_opened(fields), period=period, shift_hours=shifts))
     if not tables:
         raise InputError("neither --observations nor --fields came; accepted is one of them, or both")
     return tables[0] if len(tables) == 1 else Observations.joined(*tables)

@@ -10,22 +10,38 @@ from lsda_fast.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from pandas import Timestamp
 
     from lsda_fast.analysis import Analysis
     from lsda_fast.observations import Observations
     from lsda_fast.package import Package
 
-__all__ = ["choice_of", "within"]
+__all__ = ["choice_of", "period_about", "within"]
 
 
 def within(table: "Observations", state: "xr.Dataset", window: str) -> "Observations":
-    """Observations of the state's time; all, and a warning, where it has none and they have."""
+    """Observations of the state's time; all, and a warning, where it has none or they have none."""
     if not table.frame["time"].notna().any():
+        if len(table):
+            warn("no observation has a time: all are used")
         return table
     if "time" not in state.coords:
         warn("the background has no time: observations of any time are used")
         return table
     return table.window(state["time"].values, window, window)
+
+
+def period_about(state: "xr.Dataset", window: str) -> "tuple[Timestamp, Timestamp] | None":
+    """From window hours before the state's time to as many after it; None of one without a time."""
+    from pandas import Timedelta, Timestamp
+
+    from lsda_fast.calendar import hours
+
+    span = Timedelta(hours=hours(window, "window", zero=True))
+    if "time" not in state.coords:
+        return None
+    time = Timestamp(str(state["time"].values))
+    return time - span, time + span
 
 
 def choice_of(

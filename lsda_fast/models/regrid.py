@@ -5,8 +5,8 @@ A coarser target takes the mean of the linear interpolant over its cell, per dir
     y_i = 1 / (2 r) integral over |t - t_i| < r of sum_j x_j phi_j(t) dt,   phi_j the hat functions of the source,
 
 with r half the target's spacing; r = 0 is linear interpolation. Either gives a linear field back exactly. Cells are
-symmetric about their point and end where the source does. What is missing has no weight: a value is the mean over what
-is known, and known where that is half of its weight or more.
+symmetric about their point and end where the source does, half a spacing beyond its last points, or at a pole. What is
+missing has no weight: a value is the mean over what is known, and known where that is half of its weight or more.
 """
 
 import numpy as np
@@ -40,7 +40,8 @@ class Regrid(nn.Module):
         if min(source.shape) < 2:
             raise InputError(f"a grid of {source.shape} points came; accepted to regrid from are two rows and columns")
         self.shape = source.shape
-        rows = _weights(-source.latitude, -target.latitude)
+        to_poles = 90 - float(source.latitude[0]), 90 + float(source.latitude[-1])
+        rows = _weights(-source.latitude, -target.latitude, ends=to_poles)
         # Not among the weights on disk: both grids are in the settings, and these follow.
         self.register_buffer("rows", torch.from_numpy(rows).float(), persistent=False)
         columns = torch.from_numpy(_longitude_weights(source, target)).float()
@@ -70,14 +71,24 @@ def _longitude_weights(source: Grid, target: Grid) -> np.ndarray:
     return weights.reshape(len(wanted), 3, -1).sum(1)
 
 
-def _weights(source: np.ndarray, target: np.ndarray, spacing: float | None = None) -> np.ndarray:
-    """Weights (target, source) of ascending coordinates; none where the target lies beyond the source's outer cells."""
+def _weights(
+    source: np.ndarray,
+    target: np.ndarray,
+    spacing: float | None = None,
+    ends: tuple[float, float] = (np.inf, np.inf),
+) -> np.ndarray:
+    """Weights (target, source) of ascending coordinates; none where the target lies beyond the source's outer cells.
+
+    ``ends``: how far the axis goes on before the first and behind the last point of the source; what is no more than
+    a spacing belongs to its outer cells.
+    """
     own, spacing = _spacing(source), _spacing(target) if spacing is None else spacing
     half = spacing / 2 if spacing > 1.001 * own else 0.0
     low, high = source[0], source[-1]
+    before, after = (end if end <= 1.001 * own else own / 2 + 1e-6 * own for end in ends)
     weights = np.zeros((len(target), len(source)))
     for row, point in zip(weights, target):
-        if low - own <= point <= high + own:
+        if low - before <= point <= high + after:
             t = min(max(point, low), high)
             reach = min(half, t - low, high - t)
             inside = source[(source > t - reach) & (source < t + reach)]

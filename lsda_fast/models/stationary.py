@@ -9,21 +9,23 @@ Hermitian Toeplitz covariance G with G[t, s] = g(t - s):
     S = sum_mj  V_mj V_mj^H (x) G_mj  +  sum_m (1 - V_m V_m^H) (x) G_m
 
 That rest is alike in every direction when a number's unit ``std`` is what the modes leave of it: of its variance all
-that is not theirs, but at least the share ``floor`` (Gaussian factor analysis, two rounds). In units of the whole
-variance, ``floor=1``, numbers that the modes know well would have as much of the rest as those that they do not.
+that is not theirs, but at least the share ``floor`` of it all (Gaussian factor analysis, two rounds). In units of the
+whole variance, ``floor=1``, numbers that the modes know well would have as much of the rest as those that they do not.
 
-g is estimated from training up to lag p and continued as the autoregression of order p that has it,
-g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Without zonal symmetry the same holds with
-all numbers of the latent in one block.
+g is estimated from training up to lag p, from the pairs that there are, and continued as the autoregression of order p
+that has it, g(l) = sum_j phi_j g(l - j) (Yule-Walker), so that S is positive for every T. Without zonal symmetry the
+same holds with all numbers of the latent in one block.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsda_fast.errors import InputError
+from lsda_fast.models.keeping import Keeping
 from lsda_fast.models.trajectory_covariance import TrajectoryCovariance, to_waves
 from lsda_fast.models.zonal_whitening import row_taper
 
@@ -31,9 +33,10 @@ __all__ = ["StationaryTrajectories"]
 
 _LEAST = 1e-6  # variance of a mode, in units of the numbers' own
 _ROUNDS = 2  # of units and modes in turns
+_EIGEN = 4  # arrays of the size of the eigenvectors in time that their making holds at once
 
 
-class StationaryTrajectories(nn.Module):
+class StationaryTrajectories(Keeping):
     """Mean, standard deviation, modes and autocovariances of latents; see the module.
 
     Parameters
@@ -89,7 +92,7 @@ class StationaryTrajectories(nn.Module):
         rank = min(rank, n)
         self.register_buffer("mean", torch.zeros(channels, rows, columns))
         self.register_buffer("std", torch.ones(channels, rows, 1 if zonal else columns))
-        modes = torch.eye(n)[:, :rank].expand(waves, n, rank).clone()
+        modes = torch.eye(n, rank).expand(waves, n, rank).clone()
         white = torch.zeros(lags + 1).index_fill_(0, torch.zeros(1, dtype=torch.long), 1.0)
         for name, value in (
             ("real", modes),
@@ -132,9 +135,10 @@ class StationaryTrajectories(nn.Module):
         spans = list(pairwise(bounds))
         self.mean.copy_(z.mean(0))
         variance = (z - self.mean).square().mean(0)
-        self.std.copy_((variance.mean(-1, keepdim=True) if self.zonal else variance).sqrt().clamp_min(1e-6))
+        whole = (variance.mean(-1, keepdim=True) if self.zonal else variance).clamp_min(1e-12)
+        self.std.copy_(whole.sqrt())
         for _ in range(_ROUNDS if self.floor < 1 else 0):
-            self.std.mul_(self._left(z).clamp_min(self.floor).sqrt())
+            self.std.copy_((self.std.square() * self._left(z)).maximum(self.floor * whole).sqrt())
         self._fit_autocovariances(z, spans)
 
     def _fit_modes(self, z: Tensor) -> Iterator[tuple[int, float, Tensor, Tensor]]:
@@ -147,8 +151,11 @@ class StationaryTrajectories(nn.Module):
             taper = torch.from_numpy(row_taper(rows, self.reach)).repeat(channels, channels).to(z.device)
         for m, fold in enumerate(self._fold.tolist()):
             mode = x[m].to(torch.complex128)
-            covariance = mode.T @ mode.conj() / len(mode) * taper
-            vectors = torch.linalg.eigh(covariance.real if fold == 1.0 else covariance)[1].flip(1)[:, :rank].to(mode)
+            if fold == 1.0:
+                vectors = torch.linalg.eigh(mode.real.T @ mode.real / len(mode) * taper)[1]
+            else:
+                vectors = torch.linalg.eigh(mode.T @ mode.conj() / len(mode) * taper)[1]
+            vectors = vectors.flip(1)[:, :rank].to(mode)
             self.real[m], self.imaginary[m] = vectors.real.float(), vectors.imag.float()
             a = mode @ vectors.conj()
             yield m, fold, a, mode - a @ vectors.T
@@ -188,7 +195,23 @@ class StationaryTrajectories(nn.Module):
 
     @torch.no_grad()
     def covariance(self, length: int) -> TrajectoryCovariance:
-        """S of ``length`` states."""
+        """S of ``length`` states.
+
+        Raises
+        ------
+        InputError
+            More states than there is memory for: it grows with their square, and the time with their cube.
+        """
+        bytes_ = _EIGEN * 16 * self.real.shape[0] * self.real.shape[2] * length**2
+        there = _memory(self.real.device)
+        if bytes_ > there:
+            raise InputError(
+                f"a window of {length} states takes about {bytes_ / 2**30:.1f} GiB for its covariance in time, more "
+                f"than the {there / 2**30:.1f} that there are; accepted are shorter windows, one after the other"
+            )
+        return self.kept(f"covariance of {length}", lambda: self._covariance(length))
+
+    def _covariance(self, length: int) -> TrajectoryCovariance:
         time, values = _toeplitz_eigen(self.lag_real, self.lag_imaginary, length)
         rest, rest_values = _toeplitz_eigen(self.rest_real, self.rest_imaginary, length)
         modes = torch.complex(self.real, self.imaginary)
@@ -204,14 +227,33 @@ class StationaryTrajectories(nn.Module):
         )
 
 
+def _memory(device: torch.device) -> int:
+    """Bytes that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _autocovariance(a: Tensor, spans: Sequence[tuple[int, int]], lags: int) -> Tensor:
-    """g (k, lags + 1) of amplitudes (N, k): summed over the runs and divided by N at every lag, so never indefinite."""
+    """g (k, lags + 1) of amplitudes (N, k), from all pairs within the runs.
+
+    A lag's sum is divided by N, which is never indefinite, times the share of its N - lag pairs that gaps between the
+    runs have left: without that gaps would weaken what lies apart. Where this is indefinite the share is left out.
+    """
     g = a.new_zeros(a.shape[1], lags + 1)
+    pairs = torch.zeros(lags + 1, dtype=torch.float64)
     for first, stop in spans:
         run = a[first:stop]
         for lag in range(min(lags + 1, len(run))):
             g[:, lag] += (run[lag:] * run[: len(run) - lag].conj()).sum(0)
-    return g / len(a)
+            pairs[lag] += len(run) - lag
+    g = g / len(a)
+    share = pairs / (len(a) - torch.arange(lags + 1))
+    if bool((share == 1).all()):
+        return g
+    full = g / share.to(a.device)
+    definite = torch.linalg.eigvalsh(_toeplitz(full, lags + 1))[:, 0] > 0
+    return torch.where(definite[:, None], full, g)
 
 
 def _toeplitz_eigen(real: Tensor, imaginary: Tensor, length: int) -> tuple[Tensor, Tensor]:

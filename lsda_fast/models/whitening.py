@@ -12,19 +12,17 @@ N(0, I), so an isotropic latent covariance is the full stationary one.
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from lsda_fast.kernels.kept import State, has_values, keep, state_of, unchanged
+from lsda_fast.models.keeping import Keeping
 
 __all__ = ["Coloring", "DiagonalWhitening", "FullWhitening", "Linear", "Whitening"]
 
 
 Linear = Callable[[Tensor], Tensor]
-Made = TypeVar("Made")
 
 
 class Coloring(NamedTuple):
@@ -36,12 +34,8 @@ class Coloring(NamedTuple):
     tensors: tuple[Tensor, ...] = ()
 
 
-class Whitening(nn.Module):
+class Whitening(Keeping):
     """Base: ``color`` is S^1/2, ``whiten`` its inverse, both linear on (M, *latent)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[str, tuple[State, Any]] = {}
 
     def coloring(self) -> Coloring:
         """``color``, ``color_adjoint`` and S, what they share computed once: for the many products of an analysis."""
@@ -56,33 +50,6 @@ class Whitening(nn.Module):
     def _widened(self) -> Self:
         """A copy in float64; what follows from the settings alone is so to the last digit."""
         return deepcopy(self).double()
-
-    def kept(self, name: str, make: Callable[[], Made]) -> Made:
-        """What ``make`` gives, made once for all analyses, and again where a buffer has changed.
-
-        On a CPU alone, where it takes a tenth of one member's analysis: elsewhere it is soon made, and its memory is
-        the analysis'. Nor is kept what is made under a dispatch mode, which may be without values.
-        """
-        buffers = list(self.buffers())
-        if any(t.device.type != "cpu" for t in buffers):
-            return make()
-        seen, made = self._made.get(name, ([], None))
-        if seen and unchanged(seen, buffers):
-            return made
-        new, state = make(), state_of(buffers)
-        if state and has_values():
-            self._made[name] = state, new
-            keep(_tensors(new))
-        return new
-
-    @property
-    def kept_bytes(self) -> int:
-        """Of what is kept."""
-        tensors = {t.untyped_storage().data_ptr(): t for _, made in self._made.values() for t in _tensors(made)}
-        return sum(t.untyped_storage().nbytes() for t in tensors.values())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}}
 
     def color(self, u: Tensor) -> Tensor:
         """S^1/2 u."""
@@ -167,11 +134,3 @@ class FullWhitening(Whitening):
     def whiten(self, z: Tensor) -> Tensor:
         """S^-1/2 z."""
         return ((z.flatten(1) @ self.vectors) * self.variance.rsqrt()).reshape(z.shape)
-
-
-def _tensors(made: Any) -> list[Tensor]:
-    """All in what ``Whitening.kept`` has."""
-    if isinstance(made, Whitening):
-        return [*made.buffers(), *(t for _, own in made._made.values() for t in _tensors(own))]
-    made = getattr(made, "tensors", made)
-    return [t for t in tree_leaves(made) if isinstance(t, Tensor)]

@@ -31,9 +31,10 @@ from lsda_fast.errors import InputError
 from lsda_fast.grid import Normalization
 from lsda_fast.layout import StateLayout
 from lsda_fast.observations.affine import moments
+from lsda_fast.observations.columns import is_fill, reject
 from lsda_fast.observations.operators import StencilOperator
 
-__all__ = ["Blocks", "blocks", "field_averages", "layer_weights", "observing"]
+__all__ = ["Blocks", "blocks", "field_averages", "layer_weights", "observing", "without"]
 
 MISSING = "missing in the observed field"
 
@@ -185,13 +186,13 @@ def field_averages(
 
 
 def observing(operator: StencilOperator, values: Any, std: Any) -> StencilOperator:
-    """The operator with what it observed; rows of NaN are left out, and their reason says so.
+    """The operator with what it observed; rows of NaN and of fill values are left out, and their reason says so.
 
     Parameters
     ----------
     operator : StencilOperator
     values : array of P numbers, of any shape
-        In the operator's units; NaN where missing.
+        In the operator's units; NaN, or masked, where missing.
     std : array (P,), or one number
         Standard deviation of their errors.
 
@@ -200,12 +201,14 @@ def observing(operator: StencilOperator, values: Any, std: Any) -> StencilOperat
     InputError
         Another number of values, or a standard deviation that is not positive.
     """
-    given, error = np.asarray(values, np.float64).ravel(), np.asarray(std, np.float64)
+    given, error = np.ma.filled(np.ma.asarray(values, np.float64), np.nan).ravel(), np.asarray(std, np.float64)
     if len(given) != operator.size or error.shape not in ((), (operator.size,)):
         raise InputError(f"{given.size} values and std {error.shape} given; accepted: {operator.size} of each")
     if not (np.isfinite(error) & (error > 0)).all():
         raise InputError("a standard deviation that is not positive given; accepted: finite numbers above zero")
-    used = np.isfinite(given)
+    reasons = np.where(np.isfinite(given), "", MISSING).astype(object)
+    reject(reasons, is_fill(given), lambda x: f"value {x:g} is a fill value", given)
+    used = reasons == ""
     rows = torch.from_numpy(np.flatnonzero(used)).to(operator.index.device)
     return StencilOperator(
         operator.index[rows],
@@ -215,10 +218,33 @@ def observing(operator: StencilOperator, values: Any, std: Any) -> StencilOperat
         interpolation=operator.interpolation[rows],
         cells=operator.cells[rows],
         used=used,
-        reasons=np.where(used, "", MISSING).astype(object),
+        reasons=reasons,
         observation=np.flatnonzero(used),
         values=given[used],
         std=np.broadcast_to(error, given.shape)[used],
+    )
+
+
+def without(operator: StencilOperator, rows: np.ndarray, reason: str) -> StencilOperator:
+    """The operator less some of its used rows, by position among them, whose reason is this one."""
+    keep = np.ones(operator.size, bool)
+    keep[rows] = False
+    where = torch.from_numpy(np.flatnonzero(keep)).to(operator.index.device)
+    used, reasons = operator.used.copy(), operator.reasons.copy()
+    gone = np.flatnonzero(used)[~keep]
+    used[gone], reasons[gone] = False, reason
+    return StencilOperator(
+        operator.index[where],
+        operator.weight[where],
+        operator.offset[where],
+        operator.shape,
+        interpolation=operator.interpolation[where],
+        cells=operator.cells[where],
+        used=used,
+        reasons=reasons,
+        observation=operator.observation[keep],
+        values=operator.values[keep],
+        std=operator.std[keep],
     )
 
 

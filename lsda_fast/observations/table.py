@@ -126,7 +126,8 @@ class Observations:
         for table in tables:
             for kept, part in ((frames, table.frame), (rejected, table.rejected)):
                 kept.append(part.assign(observation=part["observation"] + count))
-            count += len(table) + len(table.rejected)
+            numbers = np.concatenate([table.frame["observation"], table.rejected["observation"]])
+            count += int(numbers.max(initial=-1)) + 1
         together = lambda parts: pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)  # noqa: E731
         return cls(together(frames), together(rejected))
 

@@ -19,8 +19,9 @@ from lsda_fast.observations.affine import si_moments
 from lsda_fast.observations.operators import StencilOperator
 from lsda_fast.observations.stencil import bracket, build_stencil
 from lsda_fast.observations.table import Observations
+from lsda_fast.observations.units import Conversion, to_si
 
-__all__ = ["at_times", "every", "operator_rows", "trajectory_stations"]
+__all__ = ["at_times", "every", "in_si", "operator_rows", "trajectory_stations"]
 
 INTERPOLATIONS = ("linear", "nearest")
 
@@ -136,7 +137,7 @@ def every(length: int, step: int) -> range:
 def operator_rows(operator: StencilOperator, layout: StateLayout, times: Any) -> Observations:
     """What an operator with values observed, as a table: every row at the point that has the largest share in it.
 
-    Rows that the operator left out are there without a place. Values are in the channels' units.
+    Rows that the operator left out are there without a place. Values are in the operator's units.
     """
     C, H, W = layout.shape
     heaviest = operator.interpolation.argmax(1, keepdim=True)
@@ -157,6 +158,37 @@ def operator_rows(operator: StencilOperator, layout: StateLayout, times: Any) ->
     ).reindex(np.arange(len(operator.used)))
     rows.insert(0, "observation", np.arange(len(rows)))
     return Observations(rows, rows.iloc[:0].assign(reason=""))
+
+
+def in_si(operator: StencilOperator, layout: StateLayout) -> StencilOperator:
+    """An operator in the channels' units, in SI, as the table of observations is.
+
+    Rows over channels of other units together stay as they are: they have none.
+    """
+    C, H, W = layout.shape
+    conversions = [to_si(channel.units) or Conversion(1.0, 0.0, "") for channel in layout.channels]
+    scale, shift = (np.array([getattr(c, name) for c in conversions]) for name in ("scale", "shift"))
+    channel = (operator.index // (H * W) % C).cpu().numpy()
+    first = channel[:, :1]
+    padding = (operator.weight == 0).cpu().numpy()
+    alike = (((scale[channel] == scale[first]) & (shift[channel] == shift[first])) | padding).all(1)
+    a, b = np.where(alike, scale[first[:, 0]], 1.0), np.where(alike, shift[first[:, 0]], 0.0)
+    if (a == 1).all() and (b == 0).all():
+        return operator
+    to = lambda x: torch.from_numpy(x).to(operator.weight)  # noqa: E731
+    return StencilOperator(
+        operator.index,
+        operator.weight * to(a)[:, None],
+        operator.offset * to(a) + to(b),
+        operator.shape,
+        interpolation=operator.interpolation,
+        cells=operator.cells,
+        used=operator.used,
+        reasons=operator.reasons,
+        observation=operator.observation,
+        values=a * operator.values + b,
+        std=a * operator.std,
+    )
 
 
 def _seconds(times: Any) -> np.ndarray:

@@ -9,8 +9,8 @@ trajectory is a noised window. The clean estimate is
 D_G that of the linear-Gaussian model on the whole trajectory, each correction one to the same model in a window
 (``models.window_input``), composed by ``trajectory.Composed``. Above the noise that the network was trained with there
 is no correction: what is missed is below a hundredth of the noise, while the covariance of the clean estimate,
-sigma^2 / alpha dv/dv_t, would be the derivative of an extrapolation times rho. Networks of the published predictions
-(``eps`` and the like) give the whole estimate, composed in the same way.
+sigma^2 / alpha dv/dv_t, would be the derivative of an extrapolation times rho. Nor is there any below it. Networks of
+the published predictions (``eps`` and the like) give the whole estimate, composed in the same way.
 """
 
 import math
@@ -76,6 +76,11 @@ def trajectory_prior(
     origin, season = place(origin), place(season)
     if origin is not None and model is not None:
         origin = model.standardize(origin)
+    if package.prediction == "wiener" and isinstance(package.modules["window"], External):
+        raise InputError(
+            "a network from outside came with the prediction wiener; accepted of such are eps, x0, v and score, whose "
+            "estimate is the whole"
+        )
     covariance = None if model is None else model.covariance(length)
     base = model.covariance(package.window.size) if package.prediction == "wiener" else None
     decode = TrajectoryDecoder(
@@ -131,7 +136,7 @@ class _Denoiser:
         parts: list[Callable[[Tensor], Tensor]] = []
         if self.covariance is not None:
             parts.append(partial(self.covariance.wiener, alpha=level.alpha, sigma=level.sigma))
-        if self.windows is not None and (self.covariance is None or level.rho <= TRAINED[1]):
+        if self.windows is not None and (self.covariance is None or TRAINED[0] <= level.rho <= TRAINED[1]):
             parts.append(self.windows(level))
         return parts
 

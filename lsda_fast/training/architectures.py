@@ -49,7 +49,7 @@ def autoencoder_architecture(
     else:
         network = {**common, "patch": [c.patch, c.patch], "periodic": layout.grid.periodic, **c.settings}
     if c.kind == "multimodal":
-        units = {name: config.modalities[m.name].unit for m in modalities[1:] for name in m.layout.names}
+        units = {name: config.modalities[m.name].unit for m in modalities[1:] if m.decoded for name in m.layout.names}
         settings = {"linear": linear, "residual": {**network, "zero_head": True}, **_modalities(layout, modalities)}
         return Architecture("multimodal", {**settings, "units": [units.get(name, 1.0) for name in layout.names]})
     if not c.kind.startswith("residual_"):
@@ -83,7 +83,7 @@ def trajectory_architecture(config: WindowConfig, layout: StateLayout, latent_sh
     """The covariance of trajectories; zonal where the latent has longitudes all round."""
     zonal = layout.grid.periodic and latent_shape[-1] > 1
     # Networks of the published kind expect latents of unit variance.
-    floor = 0.1 if config.prediction == "wiener" else 1.0
+    floor = 0.01 if config.prediction == "wiener" else 1.0
     settings = {"latent_shape": list(latent_shape), "zonal": zonal, "floor": floor}
     return Architecture("stationary", settings | config.trajectory)
 

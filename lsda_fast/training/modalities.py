@@ -61,7 +61,7 @@ def load_modality(
             f"counts within {config.tolerance_hours:g} h"
         )
     units = statistics(layout.names, values[train], normalization)
-    return Beside(Modality(name, config.kind, layout, units, config.decoded), values)
+    return Beside(Modality(name, config.kind, layout, units, config.decoded, config.shift_hours), values)
 
 
 def statistics(names: tuple[str, ...], values: np.ndarray, kind: str) -> Normalization:
