@@ -32,25 +32,33 @@ def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) ->
     shown = [_values(result, layout, time) for time in times]
     counts = names.value_counts()
     drawn = [name for name in layout.names if np.isfinite(shown[0][0][:, layout.index(name)]).all()]
+    nearest = pd.Series(pd.NaT, used.index)  # the state of a window that an observation is nearest to
+    if of_window:
+        states = pd.DatetimeIndex(result.analysis["time"].values)
+        place = states.get_indexer(pd.DatetimeIndex(used["time"]), method="nearest")
+        nearest = pd.Series(states[place], used.index)
     figures = {}
     for name in sorted(drawn, key=lambda name: -int(counts.get(name, 0)))[:most]:
         i = layout.index(name)
-        here = used[names == name].drop_duplicates(["latitude", "longitude"])
+        here = used[names == name]
         fields: dict[str, np.ndarray] = {}
+        dots: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for time, (members, x_b) in zip(times, shown):
-            fields |= _fields(members[:, i], None if x_b is None else x_b[i], time)
+            panels = _fields(members[:, i], None if x_b is None else x_b[i], time)
+            there = here if time is None else here[nearest[here.index] == time]
+            there = there.drop_duplicates(["latitude", "longitude"])
+            dots |= dict.fromkeys(panels, (there["latitude"].to_numpy(), there["longitude"].to_numpy()))
+            fields |= panels
         figures[name] = map_panel(
             fields,
             layout.grid,
             title=name,
             units=layout.channels[i].units,
-            observations=(here["latitude"].to_numpy(), here["longitude"].to_numpy()),
+            observations=dots,
             path=folder / f"{name}.png",
         )
     figures["departures"] = departures_plot(result.departures, folder / "departures.png")
     if of_window:
-        states = pd.DatetimeIndex(result.analysis["time"].values)
-        nearest = states[states.get_indexer(pd.DatetimeIndex(used["time"]), method="nearest")]
         series = used.assign(variable=names, time=nearest)
         figures["departures in time"] = departure_series_plot(series, folder / "departures_in_time.png", most=most)
     return write_report(
@@ -97,8 +105,19 @@ def _tables(result: "Analysis", used: pd.DataFrame, names: pd.Series) -> dict[st
         tables["Rewards of the candidates"] = result.candidates.set_index("member")
     unused = result.departures[~result.departures["used"]]
     if len(unused):
-        tables["Not used"] = unused["reason"].value_counts().to_frame("observations")
+        tables["Not used"] = _by_reason(unused["reason"])
     return tables
+
+
+def _by_reason(reasons: pd.Series, most: int = 20) -> pd.DataFrame:
+    """Counts of the reasons, those alike that differ in numbers alone; of many the commonest and the rest."""
+    alike = reasons.str.replace(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", regex=True)
+    first = reasons.groupby(alike).first().where(reasons.groupby(alike).nunique() == 1)
+    counts = alike.value_counts()
+    counts.index = [first[name] if isinstance(first[name], str) else name for name in counts.index]
+    if len(counts) > most:
+        counts = pd.concat([counts[:most], pd.Series({"others": int(counts[most:].sum())})])
+    return counts.rename_axis("reason").to_frame("observations")
 
 
 def _summary(result: "Analysis", used: int) -> str:

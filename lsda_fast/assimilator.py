@@ -14,10 +14,10 @@ import xarray as xr
 from lsda_fast.analysis import Analysis, departure_table
 from lsda_fast.assimilation import Assimilation, Case, NoObservationsError, apart
 from lsda_fast.calendar import calendar
-from lsda_fast.datasets import canonical
+from lsda_fast.cf import cf_time
 from lsda_fast.engine.plan import Plan
 from lsda_fast.errors import InputError
-from lsda_fast.forecast import select_time
+from lsda_fast.forecast import one_state
 from lsda_fast.guidance import Likelihood
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
 from lsda_fast.prior import Prior
@@ -71,9 +71,7 @@ class Assimilator(Assimilation):
         if not isinstance(background, xr.Dataset) or not isinstance(observations, Observations):
             came = f"{type(background).__name__} and {type(observations).__name__}"
             raise InputError(f"{came} came; accepted: a background as xarray.Dataset (open_states) and Observations")
-        background = select_time(canonical(background), time)
-        if "member" in background.dims:
-            raise InputError(f"the background has {background.sizes['member']} members; accepted is one state")
+        background = one_state(background, time)
         x_b = package.normalize(package.layout.to_array(background))
         observations = self._with_std(observations)
         with self.backend.kernels():
@@ -112,7 +110,7 @@ class Assimilator(Assimilation):
         package = self.package
         x_b, season = torch.zeros(package.layout.shape, dtype=package.dtype, device=package.device), None
         if background is not None:
-            background = select_time(canonical(background), time)
+            background = one_state(background, time)
             x_b, season = package.normalize(package.layout.to_array(background)), _season(background)
 
         def prepare() -> tuple[Prior, Likelihood, int]:
@@ -138,7 +136,7 @@ class Assimilator(Assimilation):
         layout = self.package.layout
         dataset = layout.to_dataset(states, style=layout.style_of(background), **options)
         # The time alone: what else a forecast says of its time is not the analysis'.
-        return dataset.assign_coords(time=background["time"].variable) if "time" in background.coords else dataset
+        return dataset if "time" not in background.coords else dataset.assign_coords(time=cf_time(background["time"]))
 
     def likelihood(self, observations: Observations) -> tuple[StencilOperator, Likelihood, np.ndarray]:
         """The operator of the usable observations, the likelihood, and per row of the table the reason, "" if used."""

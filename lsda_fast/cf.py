@@ -9,7 +9,7 @@ import xarray as xr
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid
 
-__all__ = ["state_dataset"]
+__all__ = ["cf_time", "state_dataset"]
 
 _AXES: dict[str, dict[str, str]] = {
     "time": {"standard_name": "time", "long_name": "time", "axis": "T"},
@@ -29,6 +29,12 @@ _AXES: dict[str, dict[str, str]] = {
         "axis": "X",
     },
 }
+
+
+def cf_time(value: Any) -> xr.Variable:
+    """A time with the attributes of one, and none that tell of what stays behind (bounds)."""
+    value = np.asarray(value)
+    return xr.Variable((), value.astype("datetime64[ns]"), _AXES["time"])
 
 
 def state_dataset(
@@ -57,7 +63,9 @@ def state_dataset(
     axes["latitude"] = ("latitude", grid.latitude, _AXES["latitude"])
     axes["longitude"] = ("longitude", grid.longitude, _AXES["longitude"])
     on_levels = [channel for channel in channels if style == "levels" and channel.level is not None]
-    levels = list(dict.fromkeys(channel.level for channel in on_levels))
+    levels = list(dict.fromkeys(float(channel.level) for channel in on_levels if channel.level is not None))
+    if levels not in (sorted(levels), sorted(levels, reverse=True)):  # a coordinate goes one way
+        levels.sort(reverse=True)
     if levels:
         axes["level"] = ("level", np.array(levels, np.float64), _AXES["level"])
     data: dict[str, Any] = {}
@@ -78,7 +86,7 @@ def state_dataset(
             )
         block = np.full((*array.shape[: len(dims)], len(levels), *grid.shape), np.nan, array.dtype)
         for channel in mine:
-            block[..., levels.index(channel.level), :, :] = array[..., channels.index(channel), :, :]
+            block[..., axes["level"][1].tolist().index(channel.level), :, :] = array[..., channels.index(channel), :, :]
         data[variable] = ((*dims, "level", "latitude", "longitude"), block, _describe(mine[0]))
     return xr.Dataset(data, coords=axes, attrs={"Conventions": "CF-1.11", **(attrs or {})})
 

@@ -75,8 +75,17 @@ def open_states(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
     parts = [_open_one(file).chunk() for file in files]
     _check_units(parts, files)
     try:
+        # An analysis is of one time: several are ordered by it.
+        parts = [
+            part.expand_dims("time") if "time" in part.coords and not part["time"].dims else part for part in parts
+        ]
         combined = xr.combine_by_coords(
-            parts, combine_attrs="override", join="exact", data_vars="minimal", coords="minimal"
+            parts,
+            combine_attrs="override",
+            join="exact",
+            data_vars="minimal",
+            coords="minimal",
+            compat="no_conflicts",
         )
         return combined if isinstance(combined, xr.Dataset) else combined.to_dataset()
     except ValueError as error:
@@ -177,8 +186,8 @@ def check_writable(path: Path) -> None:
 
 
 def table_beside(path: Path, kind: str) -> Path:
-    """Where the table of this kind lies that belongs to a data set: ``A.departures.csv`` beside ``A.nc``."""
-    return path.with_name(f"{path.stem}.{kind}.csv")
+    """Where a table lies that belongs to a data set: ``A.departures.csv`` of ``A.nc``, ``A.zarr.departures.csv``."""
+    return path.with_name(f"{path.stem if path.suffix == '.nc' else path.name}.{kind}.csv")
 
 
 def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:
@@ -197,7 +206,7 @@ def write_dataset(dataset: xr.Dataset, path: str | Path) -> None:
     InputError
         As ``check_writable``.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # what a link leads to is written, not the link
     check_writable(path)
     dataset = dataset.drop_encoding()
     encoding: dict[str, dict[str, Any]] = {str(name): {"_FillValue": None} for name in dataset.coords}

@@ -21,6 +21,7 @@ __all__ = [
     "check_variable",
     "coordinates",
     "fields",
+    "known_standard_name",
     "split_name",
 ]
 
@@ -98,7 +99,7 @@ def canonical(dataset: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     InputError
-        Times of another calendar than the standard one.
+        Times of another calendar than the standard one, or that are no dates.
     """
     valid = dataset.coords.get("valid_time")
     if valid is not None and valid.dims != ("valid_time",):
@@ -112,7 +113,14 @@ def canonical(dataset: xr.Dataset) -> xr.Dataset:
         if alias in present and name not in present and name not in renames.values():
             renames[alias] = name
     dataset = dataset.rename(renames) if renames else dataset
-    if "time" in dataset.coords and dataset["time"].dtype == object and dataset["time"].size:
+    kind = dataset["time"].dtype.kind if "time" in dataset.coords and dataset["time"].size else "M"
+    if kind in "iuf":
+        units = dataset["time"].attrs.get("units", "none")
+        raise InputError(
+            f"times {dataset['time'].values.flat[0]:g}, with the units {units!r}, are no dates; accepted are CF's "
+            "'hours since 1900-01-01' and the like"
+        )
+    if kind == "O":
         first = dataset["time"].values.flat[0]
         raise InputError(
             f"times of the calendar {getattr(first, 'calendar', 'unknown')} came; accepted are those of the standard "
@@ -136,7 +144,7 @@ def fields(dataset: xr.Dataset) -> list[Field]:
         name = str(key)
         units = cf_units(str(array.attrs.get("units", "")))
         short = str(array.attrs.get("short_name", array.attrs.get("GRIB_cfVarName", "")))
-        standard = str(array.attrs.get("standard_name", name if name in _SHORT_NAMES else ""))
+        standard = known_standard_name(str(array.attrs.get("standard_name", name if name in _SHORT_NAMES else "")))
         if "level" in array.dims:
             variable = _upper_air(name, short, standard) or name
             for position, level in enumerate(_pressures(dataset)):
@@ -149,6 +157,11 @@ def fields(dataset: xr.Dataset) -> list[Field]:
             variable, height = upper, _pressures(dataset)[0]
         found.append(Field(name, variable, height, None, units, standard, short))
     return found
+
+
+def known_standard_name(name: str) -> str:
+    """The standard name; none for what GRIB readers write where there is none."""
+    return "" if name in ("unknown", "~") else name
 
 
 def _upper_air(name: str, short: str, standard: str) -> str:
@@ -164,7 +177,7 @@ def split_name(name: str, attrs: dict[Any, Any]) -> tuple[str, float | None]:
     if isinstance(level, int | float | np.number) and name.endswith(f"{level:g}"):
         return name.removesuffix(f"{level:g}").removesuffix("_"), float(level)
     match = _FLAT_NAME.fullmatch(name)
-    if match and name.lower() not in _NEAR_SURFACE and 1 <= int(match[2]) <= _MAX_LEVEL:
+    if match and name.lower().replace("_", "") not in _NEAR_SURFACE and 1 <= int(match[2]) <= _MAX_LEVEL:
         return match[1].lower(), float(match[2])
     return name, None
 

@@ -8,12 +8,13 @@ import pandas as pd
 import xarray as xr
 
 from lsda_fast.calendar import hours
+from lsda_fast.cf import cf_time
 from lsda_fast.datasets import canonical
 from lsda_fast.errors import InputError
 from lsda_fast.forecast_models import PackageForecast
 from lsda_fast.package import Package
 
-__all__ = ["forecast", "select_time"]
+__all__ = ["forecast", "one_member", "one_state", "select_time"]
 
 
 def forecast(
@@ -58,10 +59,23 @@ def forecast(
         state, dims=dims, coords=coords, style=package.layout.style_of(initial), attrs={"source": "lsda_fast forecast"}
     )
     return out.assign_coords(
-        time=((), np.datetime64(valid, "ns"), {"standard_name": "time"}),
+        time=cf_time(np.datetime64(valid, "ns")),
         forecast_reference_time=((), np.datetime64(start, "ns"), {"standard_name": "forecast_reference_time"}),
         forecast_period=((), span, {"standard_name": "forecast_period", "units": "hours"}),
     )
+
+
+def one_state(dataset: xr.Dataset, time: str | None = None) -> xr.Dataset:
+    """One state of a data set, of its one member; InputError for several."""
+    dataset = one_member(select_time(canonical(dataset), time))
+    if "member" in dataset.dims:
+        raise InputError(f"the background has {dataset.sizes['member']} members; accepted is one state")
+    return dataset
+
+
+def one_member(dataset: xr.Dataset) -> xr.Dataset:
+    """Without the dimension of its members where it has one."""
+    return dataset.isel(member=0, drop=True) if dataset.sizes.get("member") == 1 else dataset
 
 
 def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
@@ -86,4 +100,7 @@ def select_time(dataset: xr.Dataset, time: str | None) -> xr.Dataset:
         wanted = wanted.tz_convert("UTC").tz_localize(None)
     if wanted not in times:
         raise InputError(f"time {wanted} is not in the data; they reach from {times.min()} to {times.max()}")
-    return dataset.isel(time=int(np.flatnonzero(times == wanted)[0])) if "time" in dataset.dims else dataset
+    places = np.flatnonzero(times == wanted)
+    if len(places) > 1:
+        raise InputError(f"the data hold {wanted} {len(places)} times; accepted is each time once")
+    return dataset.isel(time=int(places[0])) if "time" in dataset.dims else dataset

@@ -13,7 +13,7 @@ import xarray as xr
 
 from lsda_fast.cf import state_dataset
 from lsda_fast.errors import InputError
-from lsda_fast.fields import UPPER_AIR, Field, canonical, check_variable, coordinates, fields
+from lsda_fast.fields import UPPER_AIR, Field, canonical, check_variable, coordinates, fields, known_standard_name
 from lsda_fast.grid import Channel, Grid
 from lsda_fast.units import convert_units, missing_mask
 
@@ -101,7 +101,7 @@ class StateLayout:
             level = None if channel.level is None else round(channel.level, 4)
             there = [f for f in found if f.level == level]
             matches = [f for f in there if f.called(channel.variable)]
-            standard = channel.standard_name or UPPER_AIR.get(channel.variable, "")
+            standard = known_standard_name(channel.standard_name) or UPPER_AIR.get(channel.variable, "")
             # Without a pressure, eastward_wind may be at 10 m or 100 m: its standard name alone does not say.
             if not matches and standard and (level is not None or standard not in UPPER_AIR.values()):
                 matches = [f for f in there if f.standard_name == standard]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lsda_fast.errors import InputError
-from lsda_fast.plotting import GREY, INK, STYLE, colormap, round_ticks, save_figure
+from lsda_fast.plotting import BLANK, GREY, INK, STYLE, colormap, round_ticks, save_figure
 
 if TYPE_CHECKING:
     from lsda_fast.grid import Grid
@@ -36,18 +36,18 @@ def map_panel(
     title: str,
     units: str,
     path: str | Path,
-    observations: tuple[ArrayLike, ArrayLike] | None = None,
+    observations: tuple[ArrayLike, ArrayLike] | Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> Path:
     """Maps of several fields of one variable as a PNG, those of one kind side by side over one colour bar.
 
     Parameters
     ----------
-    fields : name to (H, W) array; NaN is left blank.
+    fields : name to (H, W) array; NaN is left grey.
     grid : the fields' grid, regional or global (a global one is drawn from 180 W to 180 E).
     title, units : heading of the figure, and units of all fields.
     path : where the PNG goes; its folder is made.
-    observations : (latitude, longitude) in degrees, drawn as dots.
+    observations : (latitude, longitude) in degrees, drawn as dots; or those of each field, by its name.
     kinds : name to "state", "difference" or "spread", where the name's own words do not say it.
 
     Raises
@@ -81,8 +81,9 @@ def map_panel(
                     axes = place(x + names.index(name) * (width + gap), y, width, height)
                     field = np.ma.masked_invalid(np.asarray(fields[name], dtype=np.float64)[:, order])
                     mesh = _map(axes, latitude, longitude, field, kind, (low, high))
-                    if observations is not None:
-                        _dots(axes, observations)
+                    here = observations.get(name) if isinstance(observations, Mapping) else observations
+                    if here is not None:
+                        _dots(axes, here)
                     axes.set_title(name, fontsize=9, loc="left", pad=4)
                     _degrees(axes, latitude, longitude, label_latitude=name == names[0] and x == left)
                 span = len(names) * (width + gap) - gap
@@ -142,15 +143,17 @@ def _layout(
 
 
 def _pack(groups: list[tuple[str, list[str]]], columns: int) -> Lines:
-    """Each group on the first line with room for all of it; groups wider than a line are broken."""
+    """Each group on the first line with room for all of it; groups wider than a line are broken, and stay in order."""
     lines: Lines = []
     for kind, names in groups:
+        last = 0
         for part in (names[i : i + columns] for i in range(0, len(names), columns)):
-            room = (line for line in lines if sum(len(n) for _, n in line) + len(part) <= columns)
+            room = (line for line in lines[last:] if sum(len(n) for _, n in line) + len(part) <= columns)
             line = next(room, None)
             if line is None:
                 lines.append(line := [])
             line.append((kind, part))
+            last = next(i for i, other in enumerate(lines) if other is line)
     return lines
 
 
@@ -182,6 +185,7 @@ def _map(
 ) -> Any:
     """One field as coloured cells, a state with isolines; gives what the colour bar needs."""
     low, high = limits
+    axes.set_facecolor(BLANK)  # no colour of a map's
     mesh = axes.pcolormesh(longitude, latitude, field, cmap=colormap(kind), vmin=low, vmax=high)
     lines = round_ticks(low, high, 10)
     lines = lines[(lines > field.min()) & (lines < field.max())]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "INK", "STYLE", "colormap", "round_ticks", "save_figure", "short_number", "write_file"]
+__all__ = ["BLANK", "GREY", "INK", "STYLE", "colormap", "round_ticks", "save_figure", "short_number", "write_file"]
 
-INK, GREY, LINE = "#1f2a37", "#5b6675", "#c9d0d9"
+INK, GREY, LINE, BLANK = "#1f2a37", "#5b6675", "#c9d0d9", "#d0d4d9"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.0,

@@ -13,7 +13,7 @@ import pandas as pd
 from lsda_fast.errors import InputError
 from lsda_fast.plotting import short_number, write_file
 
-__all__ = ["write_report"]
+__all__ = ["check_page", "write_report"]
 
 
 def write_report(
@@ -36,8 +36,9 @@ def write_report(
     Raises
     ------
     InputError
-        A figure that does not exist or is of another type.
+        A figure that does not exist or is of another type; another page in its place (``check_page``).
     """
+    check_page(Path(folder))
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in text]
     for caption, file in figures.items():
@@ -50,10 +51,18 @@ def write_report(
     return write_file(Path(folder) / "index.html", page.encode())
 
 
+def check_page(folder: Path) -> None:
+    """InputError where the folder has a page that is no report of ours: it would be replaced."""
+    page = folder / "index.html"
+    if page.exists() and b'content="lsda_fast"' not in page.read_bytes()[:1000]:
+        raise InputError(f"{page} is no report of lsda_fast; accepted is a folder without such a page")
+
+
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="lsda_fast">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>

@@ -11,8 +11,17 @@ import numpy as np
 
 from lsda_fast.errors import InputError
 
-__all__ = ["cf_units", "convert_units", "missing_mask"]
+__all__ = ["SPELLING", "cf_units", "convert_units", "missing_mask"]
 
+# The registry reads "mb" as millibarn, an area, "deg C" as an angle times a temperature, and no "gpm" or "degrees_C".
+SPELLING = {
+    "mb": "mbar",
+    "gpdam": "dam",
+    "gpm": "m",
+    **dict.fromkeys(("deg C", "deg_C", "degree_C", "degrees_C", "Celsius"), "degC"),
+    **dict.fromkeys(("deg K", "deg_K", "Kelvin", "kelvin"), "K"),
+    "deg F": "degF",
+}
 _DIMENSIONLESS = {"(0 - 1)", "0 - 1", "~", "Numeric"}  # how ECMWF files spell the CF unit "1"
 
 # What pint raises for text that is no unit; its own errors are kinds of these.
@@ -37,7 +46,7 @@ def cf_units(units: str) -> str:
 def _parse_units(units: str) -> tuple[Any, Any]:
     from cf_xarray.units import units as registry
 
-    unit = registry.parse_units("1" if units in _DIMENSIONLESS else units)
+    unit = registry.parse_units("1" if units in _DIMENSIONLESS else SPELLING.get(units, units))
     parts = {part for part, _ in registry.Quantity(1.0, unit).unit_items()}
     # pint reads "deg C" as degrees of arc times degrees of temperature, and converts that to K.
     if "degree" in parts and any(part.startswith("delta_") for part in parts):

@@ -6,6 +6,7 @@ from here too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,11 @@ def pairs_together(analysis: xr.Dataset) -> xr.Dataset:
 
 
 def _numbers(analysis: xr.Dataset) -> list[int]:
-    return [int(member) for member in np.atleast_1d(analysis["member"].values)]
+    numbers = [int(member) for member in np.atleast_1d(analysis["member"].values)]
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise InputError(f"member {twice[0]} is there more than once; accepted are members of different numbers")
+    return numbers
 
 
 def by_lead(
@@ -307,8 +312,9 @@ def _paired_times(analysis: xr.Dataset, truth: xr.Dataset) -> Iterator[tuple[xr.
         pd.DatetimeIndex(np.atleast_1d(analysis["time"])),
         pd.DatetimeIndex(np.atleast_1d(truth["time"])),
     )
-    if not known.is_unique:
-        raise InputError("the truth has a time twice, each time is accepted once")
+    for name, given in (("truth", known), ("analysis", times)):
+        if not given.is_unique:
+            raise InputError(f"the {name} has the time {given[given.duplicated()][0]} twice; accepted is each once")
     place = known.get_indexer(times)
     if (place < 0).any():
         raise InputError(

@@ -20,6 +20,7 @@ from lsda_fast.calendar import calendar
 from lsda_fast.datasets import canonical
 from lsda_fast.engine.plan import Plan
 from lsda_fast.errors import InputError
+from lsda_fast.forecast import one_member
 from lsda_fast.guidance import Likelihood
 from lsda_fast.layout import StateLayout
 from lsda_fast.models import StationaryTrajectories
@@ -180,7 +181,7 @@ class WindowAssimilator(Assimilation):
             if window is None:
                 raise InputError("neither a window nor a background came; accepted is one of them, or both")
             return window_times(window, self.package.window.hours), None
-        background = canonical(background)
+        background = one_member(canonical(background))
         if "time" not in background.dims or "member" in background.dims:
             raise InputError(f"a background with {tuple(background.dims)} came; accepted is one run, with times")
         known = pd.DatetimeIndex(background["time"].values)

@@ -59,7 +59,8 @@ def test_an_analysis_has_the_backgrounds_style_and_every_observation(
         np.testing.assert_array_equal(analysis[name], background[name])
     assert analysis.attrs["Conventions"] == "CF-1.11"
 
-    departures = pd.read_csv(tmp_path / "A.departures.csv", keep_default_na=False, na_values=["nan"])
+    name = "A.departures.csv" if suffix == ".nc" else "A.zarr.departures.csv"
+    departures = pd.read_csv(tmp_path / name, keep_default_na=False, na_values=["nan"])
     more = ["std", "O-B", "O-A", "weight", "used", "reason"]
     assert list(departures.columns[:13]) == ["observation", *program.COLUMNS, *more]
     assert departures["observation"].tolist() == list(range(len(table)))

@@ -1,14 +1,17 @@
 """Outputs that cannot be, or are not finite: one sentence, an exit code, and nothing left behind."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
+from lsda_fast.datasets import open_states
 from lsda_fast.guidance import LatentOptimization
 from lsda_fast.package import Package
 
@@ -95,3 +98,80 @@ def test_a_full_disk_leaves_nothing_behind(
     )
     program.refused(result, 2, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_analysis_goes_on_into_the_next_cycle_and_a_season_is_verified_at_once(
+    program: ModuleType, world: Any, tmp_path: Path
+) -> None:
+    """One member, the default, is a state; what differs in the settings is told by the file."""
+    first = program.assimilate(world, tmp_path / "A1.nc")
+    assert first.code == 0
+    forecast = program.lsda("forecast", world.package, "--initial", tmp_path / "A1.nc", "--output", tmp_path / "B2.nc")
+    assert forecast.code == 0
+    observations = pd.read_csv(world.observations)
+    observations["time"] = str(xr.open_dataset(tmp_path / "B2.nc")["time"].values)
+    observations.to_csv(tmp_path / "O2.csv", index=False)
+    files = {"background": tmp_path / "B2.nc", "observations": tmp_path / "O2.csv"}
+    second = program.assimilate(world, tmp_path / "A2.nc", "--no-correction", **files)
+    assert (second.code, second.err) == (0, "")
+    told = [xr.open_dataset(tmp_path / f"A{n}.nc").attrs["correction"] for n in (1, 2)]
+    assert told == ["True", "False"]
+    code, out, err = program.lsda("verify", tmp_path / "A[12].nc", world.states, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["z500"]["rmse"] > 0
+
+
+def test_a_store_and_a_file_of_one_name_keep_their_own_tables(program: ModuleType, world: Any, tmp_path: Path) -> None:
+    for suffix in (".nc", ".zarr"):
+        assert program.assimilate(world, tmp_path / f"A{suffix}").code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "A.departures.csv", "A.nc", "A.zarr", "A.zarr.departures.csv",
+    ]  # fmt: skip
+
+
+def test_what_a_link_leads_to_is_written(program: ModuleType, world: Any, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for suffix in (".nc", ".zarr"):
+        link, target = tmp_path / f"A{suffix}", tmp_path / "disk" / f"real{suffix}"
+        link.symlink_to(target)
+        for _ in range(2):
+            assert program.assimilate(world, link).code == 0
+        assert link.is_symlink()
+        assert "z500" in open_states(target)
+    assert len(list((tmp_path / "disk").iterdir())) == 2
+
+
+def test_a_table_of_departures_is_a_table_of_observations_as_often_as_asked(
+    program: ModuleType, world: Any, tmp_path: Path
+) -> None:
+    observations = world.observations
+    for turn in range(3):
+        assert program.assimilate(world, tmp_path / f"A{turn}.nc", observations=observations).code == 0
+        observations = tmp_path / f"A{turn}.departures.csv"
+    assert len(pd.read_csv(observations)) == len(pd.read_csv(world.observations))
+
+
+def test_observations_without_times_are_used_with_a_word(program: ModuleType, world: Any, tmp_path: Path) -> None:
+    pd.read_csv(world.observations).assign(time="").to_csv(tmp_path / "O.csv", index=False)
+    code, _, err = program.assimilate(world, tmp_path / "A.nc", observations=tmp_path / "O.csv")
+    assert code == 0
+    assert "no observation has a time: all are used" in err
+
+
+def test_observations_are_compared_alone_without_guidance(program: ModuleType, world: Any, tmp_path: Path) -> None:
+    code, out, _ = program.assimilate(world, tmp_path / "A.nc", "--guidance", "none", "--steps", 2)
+    assert code == 0
+    assert "observations (compared alone)" in " ".join(out.split())
+
+
+def test_a_report_replaces_reports_alone(program: ModuleType, world: Any, tmp_path: Path) -> None:
+    page = tmp_path / "site" / "index.html"
+    page.parent.mkdir()
+    page.write_text("my own page")
+    code, _, err = program.assimilate(world, tmp_path / "A.nc", "--report", page.parent)
+    assert code == 2
+    assert "index.html is no report of lsda_fast; accepted is a folder without such a page" in " ".join(err.split())
+    assert page.read_text() == "my own page"
+    page.unlink()
+    for _ in range(2):
+        assert program.assimilate(world, tmp_path / "A.nc", "--report", page.parent).code == 0

@@ -20,6 +20,21 @@ BAD: dict[str, tuple[Callable[[Any], Sequence[object]], int, str]] = {
         2,
         "'round' is unknown; accepted: isotropic, diagonal",
     ),
+    "inner of another guidance": (
+        lambda a: a.analysis("--guidance", "dps", "--inner", "adam"),
+        2,
+        "--guidance dps came with --inner or --prior-covariance, which are of lo",
+    ),
+    "covariance of another guidance": (
+        lambda a: a.analysis("--guidance", "none", "--prior-covariance", "tweedie"),
+        2,
+        "--guidance none came with --inner or --prior-covariance, which are of lo",
+    ),
+    "held out for nobody": (
+        lambda a: a.analysis("--best-of", 2, "--rewards", "physics", "--held-out", a.world.observations),
+        2,
+        "--held-out is for --rewards observations; --rewards physics has no use for it",
+    ),
     "tweedie with Adam": (
         lambda a: a.analysis("--inner", "adam", "--prior-covariance", "tweedie"),
         2,

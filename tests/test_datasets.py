@@ -128,6 +128,10 @@ def test_time_is_the_valid_time():
         ("hPa", "Pa", 1013.25, 101325.0),
         ("m**2 s**-2", "m2 s-2", 5.5, 5.5),
         ("%", "1", 40.0, 0.4),
+        ("mb", "Pa", 1013.25, 101325.0),
+        ("deg C", "K", 20.0, 293.15),
+        ("degrees_C", "K", 20.0, 293.15),
+        ("Kelvin", "K", 293.15, 293.15),
         ("(0 - 1)", "1", 0.4, 0.4),
         ("g kg-1", "kg kg**-1", 3.0, 0.003),
         ("", "K", 3.0, 3.0),
@@ -137,7 +141,7 @@ def test_units_convert(came, wanted, value, expected):
     np.testing.assert_allclose(convert_units(np.array([value]), came, wanted, "x"), [expected], rtol=1e-12)
 
 
-@pytest.mark.parametrize("units", ["m", "furlongs per", "~~", "deg C", "m s-1)", "2 K", "Kelvin", "mb"])
+@pytest.mark.parametrize("units", ["m", "furlongs per", "~~", "m s-1)", "2 K", "mb", "gpm"])
 def test_units_that_do_not_convert_give_one_sentence(units):
     with pytest.raises(InputError) as caught:
         convert_units(np.zeros(1), units, "K", "t850")

@@ -9,6 +9,7 @@ import xarray as xr
 
 from lsda_fast.datasets import open_states, write_dataset
 from lsda_fast.errors import InputError
+from lsda_fast.fields import split_name
 from lsda_fast.grid import Channel, Grid, StateLayout
 
 CHANNELS = (
@@ -259,3 +260,34 @@ def test_data_sets_that_are_refused():
         StateLayout.infer(one() > 0)
     with pytest.raises(InputError, match="no variable on latitude and longitude"):
         StateLayout.infer(one().drop_vars(LAYOUT.names))
+
+
+def test_levels_go_one_way():
+    channels = [Channel("z", level, "m2 s-2", "geopotential") for level in (500.0, 850.0, 300.0)]
+    layout = StateLayout(LAYOUT.grid, tuple(channels))
+    values = state(layout=layout)
+    dataset = layout.to_dataset(values, style="levels")
+    assert dataset["level"].values.tolist() == [850.0, 500.0, 300.0]
+    np.testing.assert_array_equal(layout.to_array(dataset), values)
+    up = StateLayout(LAYOUT.grid, (channels[2], channels[0], channels[1]))
+    assert up.to_dataset(values, style="levels")["level"].values.tolist() == [300.0, 500.0, 850.0]
+
+
+def test_an_unknown_standard_name_is_none():
+    """As cfgrib writes it of winds near the surface."""
+    u, v = Channel("u10", None, "m s-1", "unknown"), Channel("v10", None, "m s-1", "unknown")
+    both = StateLayout(LAYOUT.grid, (u, v)).to_dataset(np.ones((2, *LAYOUT.grid.shape), np.float32))
+    with pytest.raises(InputError, match="has no u10"):
+        StateLayout(LAYOUT.grid, (u,)).to_array(both[["v10"]])
+    assert StateLayout.infer(both).channels[0].standard_name == ""
+
+
+@pytest.mark.parametrize("name", ["u_10", "U10", "t_2", "v100"])
+def test_near_the_surface_is_no_level(name):
+    assert split_name(name, {}) == (name, None)
+
+
+def test_times_that_are_no_dates_are_refused():
+    dataset = one().assign_coords(time=((), 20020210.5, {"units": "day as %Y%m%d.%f"}))
+    with pytest.raises(InputError, match=r"times 2.00202e\+07, with the units 'day as %Y%m%d.%f', are no dates"):
+        LAYOUT.to_array(dataset)

@@ -76,6 +76,10 @@ def test_a_dimension_that_states_do_not_have_is_named():
     dataset = gridded("mediterranean_winds_with_quikscat.nc")
     with pytest.raises(InputError, match="u10 has the dimension step"):
         StateLayout.infer(dataset)
-    layout = StateLayout.infer(dataset.rename(step="time"))
+    with pytest.raises(InputError, match="times 0, with the units 'none', are no dates"):
+        StateLayout.infer(dataset.rename(step="time"))
+    hours = np.datetime64("2000-01-01", "ns") + np.arange(14) * np.timedelta64(6, "h")
+    dataset = dataset.rename(step="time").assign_coords(time=hours)
+    layout = StateLayout.infer(dataset)
     assert [(c.name, c.level) for c in layout.channels] == [("u10", None), ("v10", None), ("msl", None)]
-    assert layout.to_array(dataset.rename(step="time")).shape == (14, 3, 25, 47)
+    assert layout.to_array(dataset).shape == (14, 3, 25, 47)

@@ -226,3 +226,27 @@ def test_a_page_with_a_missing_figure_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.png came"):
         report.write_report(tmp_path, title="t", tables={}, figures={"c": Path("nowhere.png")}, text=[])
     assert not list(tmp_path.iterdir())
+
+
+def test_reasons_that_differ_in_numbers_are_one_row():
+    from lsda_fast.analysis_report import _by_reason
+
+    reasons = pd.Series(["t at 848 hPa", "t at 847.5 hPa", "no time", *(f"kind {chr(97 + i)}" for i in range(30))])
+    table = _by_reason(reasons)["observations"]
+    assert table["t at # hPa"] == 2
+    assert table["no time"] == 1
+    assert (len(table), table.sum(), table["others"]) == (21, 33, 12)
+
+
+def test_dots_are_of_their_panel_and_panels_in_order(tmp_path, figures):
+    from matplotlib.collections import PathCollection
+
+    fields = {f"{kind}, {day}": np.abs(wave(REGION)) for day in (1, 2, 3) for kind in ("analysis", "spread")}
+    dots = {"analysis, 1": ([0.0, 10.0], [20.0, 30.0])}
+    drawing.map_panel(fields, REGION, title="x", units="K", path=tmp_path / "x.png", observations=dots)
+    by_name = {axes.get_title("left"): axes.get_position() for axes in maps(figures[0])}
+    found = {a.get_title("left"): [c for c in a.collections if isinstance(c, PathCollection)] for a in maps(figures[0])}
+    assert {name: len(c[0].get_offsets()) for name, c in found.items() if c} == {"analysis, 1": 2}
+    for kind in ("analysis", "spread"):
+        places = [(-by_name[f"{kind}, {day}"].y0, by_name[f"{kind}, {day}"].x0) for day in (1, 2, 3)]
+        assert places == sorted(places)

@@ -209,6 +209,20 @@ def test_cases_one_by_one_give_what_the_functions_give_at_once():
     assert table.loc["normalized", "rmse"] == pytest.approx(V.normalized_rmse(mean, y, w, std), rel=1e-9)
 
 
+def test_members_of_one_number_are_not_one(states):
+    chosen = states.isel(time=0, drop=True)
+    two = xr.concat([chosen, chosen], "member").assign_coords(member=[0, 0])
+    two.attrs["ensemble"], two.attrs["ensemble_size"] = "recentred pairs", 1
+    with pytest.raises(InputError, match="member 0 is there more than once; accepted are members of different numbers"):
+        V.verify(two, chosen)
+
+
+def test_a_time_counts_once(states):
+    chosen = states.isel(time=[0, 1, 1])
+    with pytest.raises(InputError, match=r"the analysis has the time .* twice; accepted is each once"):
+        V.verify(chosen, states)
+
+
 def test_bad_input_is_named():
     y = np.zeros((1, 2, 2))
     x = np.zeros((3, 1, 2, 2))

@@ -100,8 +100,9 @@ def assimilate(
     of_window = "/" in window
     kind: Any = WindowAssimilator if of_window else Assimilator
     model = Package.load(package).to(pick_device(device))
-    chosen = prior_covariance or kind.prior_covariance(model)
-    settings = _settings(preset, steps, guidance=lambda: guidance_of(guidance, inner, chosen), solver=solver)
+    usual = kind.prior_covariance(model)
+    chosen = lambda: guidance_of(guidance, inner, prior_covariance, usual)  # noqa: E731
+    settings = _settings(preset, steps, guidance=chosen, solver=solver)
     settings |= {"start": start, "correction": correction, "robust": robust_of(robust)}
     choice = (best_of, rewards, reference, held_out)
     check = background_check or None
@@ -129,9 +130,10 @@ def assimilate(
     result = result if choose is None else choose(result)
     paths = result.save(output)
     used = result.departures[result.departures["used"]]
+    what = "compared alone" if guidance == "none" else f"{result.downweighted} with less than half their weight"
     say(
         f"{paths[0]}: {members} members, {len(used)} of {len(result.departures)} observations "
-        f"({result.downweighted} with less than half their weight), {result.seconds:.1f} s, "
+        f"({what}), {result.seconds:.1f} s, "
         f"backend {assimilator.backend.name} ({assimilator.backend.reason}); "
         f"departures in {paths[1]}"
     )

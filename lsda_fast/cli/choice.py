@@ -32,16 +32,19 @@ def within(table: "Observations", state: "xr.Dataset", window: str) -> "Observat
 
 
 def period_about(state: "xr.Dataset", window: str) -> "tuple[Timestamp, Timestamp] | None":
-    """From window hours before the state's time to as many after it; None of one without a time."""
+    """From window hours before the state's time to as many after it; None of one without a time, or beyond all time."""
     from pandas import Timedelta, Timestamp
 
     from lsda_fast.calendar import hours
 
-    span = Timedelta(hours=hours(window, "window", zero=True))
+    span = hours(window, "window", zero=True)
     if "time" not in state.coords:
         return None
     time = Timestamp(str(state["time"].values))
-    return time - span, time + span
+    try:
+        return time - Timedelta(hours=span), time + Timedelta(hours=span)
+    except (OverflowError, ValueError):  # which the table's own window says
+        return None
 
 
 def choice_of(
@@ -68,13 +71,16 @@ def choice_of(
     candidates = members if best_of is None else best_of
     if candidates < max(2, members):
         raise InputError(f"{candidates} candidates for {members} members came; accepted are two at least, and as many")
+    named = "physics" if rewards is None else rewards
+    if held_out is not None and "observations" not in [name.strip() for name in named.split(",")]:
+        raise InputError(f"--held-out is for --rewards observations; --rewards {named} has no use for it")
     table = None
     if held_out is not None:
         came = Observations.read(held_out)
         table = within(came, background, window)
         if len(came) and not len(table):
             raise InputError(f"none of {len(came)} observations held out is within {window} h of the background's time")
-    judges = rewards_of("physics" if rewards is None else rewards, package, held_out=table)
+    judges = rewards_of(named, package, held_out=table)
     states = None if reference is None else open_states(reference)
     check_rewards(package, background, judges, reference=states)
     return candidates, partial(choose, package=package, rewards=judges, members=members, reference=states)

@@ -26,10 +26,13 @@ PackagePath = Annotated[Path, typer.Argument(help="Folder of a package.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
-def guidance_of(name: str, inner: str, prior_covariance: str) -> Any:
-    """The guidance that ``--guidance``, ``--inner`` and ``--prior-covariance`` name."""
+def guidance_of(name: str, inner: str, prior_covariance: str | None, usual: str) -> Any:
+    """The guidance that ``--guidance``, ``--inner`` and ``--prior-covariance``, or the usual one, name."""
     from lsda_fast import guidance as g
 
+    if name != "lo" and (inner != "gauss_newton" or prior_covariance is not None):
+        raise InputError(f"--guidance {name} came with --inner or --prior-covariance, which are of lo")
+    prior_covariance = prior_covariance or usual
     inner_solvers = {"gauss_newton": g.GaussNewton, "adam": g.Adam, "lbfgs": g.LBFGS}
     if inner not in inner_solvers:
         raise InputError(f"--inner {inner!r} is unknown; accepted: {', '.join(inner_solvers)}")
@@ -117,3 +120,6 @@ def check_plots(folder: Path) -> None:
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{folder} cannot be written; accepted is a folder, or a new name in one")
+    from lsda_fast.report import check_page
+
+    check_page(folder)

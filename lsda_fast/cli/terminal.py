@@ -33,9 +33,14 @@ def print_table(table: Any, title: str) -> None:
     for key, row in table.iterrows():
         cells = ("" if v != v else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
         shown.add_row(*(escape(cell) for cell in (str(key), *cells)))
-    # Numbers are shown whole, on lines longer than the terminal where need be.
+    _print_whole(shown, always=True)
+
+
+def _print_whole(shown: Table, always: bool = False) -> None:
+    """Cells uncut, on lines longer than the terminal where need be: what goes to a file; what has numbers, always."""
     wide = Measurement.get(stdout, stdout.options.update_width(1000), shown).maximum
-    Console(width=max(stdout.width, wide)).print(shown)
+    whole = always or not stdout.is_terminal
+    Console(width=max(stdout.width, wide) if whole else stdout.width).print(shown)
 
 
 def print_rows(rows: Iterable[Iterable[object]], header: tuple[str, ...] = ()) -> None:
@@ -43,7 +48,7 @@ def print_rows(rows: Iterable[Iterable[object]], header: tuple[str, ...] = ()) -
     shown = Table(*header) if header else Table(show_header=False, box=None)
     for row in rows:
         shown.add_row(*(escape(str(cell)) for cell in row))
-    stdout.print(shown)
+    _print_whole(shown)
 
 
 @contextmanager

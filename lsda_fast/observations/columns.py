@@ -46,8 +46,10 @@ def canonical(frame: Any) -> pd.DataFrame:
         canonical_name = _ALIASES.get(name.lower(), name.lower())
         if canonical_name in (*COLUMNS, "units") and canonical_name not in table.columns:
             names[name] = canonical_name
-    # A table that went through here before brings numbers and reasons of its own.
-    names.update({c: f"input_{c}" for c in ("observation", "reason") if c in table.columns})
+    # A table that went through here before brings numbers and reasons of its own; older ones they replace.
+    own = {c: f"input_{c}" for c in ("observation", "reason") if c in table.columns}
+    table = table.drop(columns=[name for name in own.values() if name in table.columns])
+    names.update(own)
     table = table.rename(columns=names)
     if table.shape == (0, 0):
         return pd.DataFrame(columns=list(_REQUIRED))

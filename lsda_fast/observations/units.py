@@ -7,6 +7,8 @@ cf_xarray, loaded at the first such string.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from lsda_fast.units import SPELLING
+
 __all__ = ["STANDARD_GRAVITY", "Conversion", "to_si"]
 
 STANDARD_GRAVITY = 9.80665  # m s-2, WMO
@@ -38,8 +40,6 @@ _KNOWN = {
     **dict.fromkeys(("1", "kg kg-1", "kg/kg", "kg kg**-1", "(0 - 1)", "0 - 1", "~", "Numeric"), "1"),
 }
 _NAMED = {"kg m-1 s-2": "Pa"}
-# The registry reads "mb" as millibarn, an area, and "deg C" as an angle times a temperature.
-_SPELLING = {"mb": "mbar", "gpdam": "dam", "deg C": "degC", "deg F": "degF", "deg K": "K"}
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +61,7 @@ def to_si(units: str) -> Conversion | None:
     # A stranger's string can fail inside the registry in a dozen ways (syntax, tokens, unknown names,
     # logarithmic units): all of them mean one thing, units that are not understood.
     try:
-        parsed = registry.parse_units(_SPELLING.get(units, units))
+        parsed = registry.parse_units(SPELLING.get(units, units))
         zero = registry.Quantity(0.0, parsed).to_base_units()
         # A long difference, because 1 degree taken off 273.15 loses three digits.
         far = registry.Quantity(1000.0, parsed).to_base_units()
