@@ -100,8 +100,8 @@ class Assimilation:
         blocks are recorded (``engine.graphs``).
     precision : {"float32", "bfloat16"}
         Of the matrix products of denoiser and observed decoder (``models.precision``), and beside it that of the
-        decoder's stand-in (float32 with ``bfloat16``, else float64); ``bfloat16`` with the fused backend alone, on
-        processors with matrix units for it. States are decoded in the package's own precision.
+        decoder's stand-in (float32 with ``bfloat16``, else float64); ``bfloat16`` with the fused backend
+        alone. States are decoded in the package's own precision.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """The sampler: one loop for every guidance, on tensors.
 
 For each noise level from high to low: the guided clean estimate z0', then the transition to the next level. Members
-are computed in blocks of fixed size and fixed places, so that a member's numbers do not depend on which others were
-asked for, bit for bit (``recenter=False``; with it all are shifted together). Blocks of another size give the same
-members up to the rounding of the networks.
+are computed in blocks, parted evenly where ``block`` does not fix their size; of a fixed size a member's numbers do not
+depend on which others were asked for, bit for bit (``recenter=False``; with it all are shifted together). Blocks of
+another size give the same members up to the rounding of the networks.
 
 A block (``Sampler.block_of``) is one function of tensors with static shapes (``Sampler.inputs``, and the key of its
 noise): it asks nothing of the host, so that it can be planned without values and captured as a CUDA graph (``engine``).

@@ -45,7 +45,9 @@ def lsda(
 def train(
     data: Annotated[list[str], typer.Argument(help="States: netCDF, Zarr or GRIB; several files or a pattern.")],
     output: Annotated[Path, typer.Option(help="Folder of the package to write.")],
-    config: Annotated[str, typer.Option(help="A preset (tiny, small, nature, paper, slams) or a YAML file.")] = "small",
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or a preset: tiny, small, nature, paper, slams, or slams_... (README).")
+    ] = "small",
     train_period: Annotated[str | None, typer.Option("--train", help="Training period, FIRST/LAST.")] = None,
     validate_period: Annotated[str | None, typer.Option("--validate", help="Validation period, FIRST/LAST.")] = None,
     lead: Annotated[str | None, typer.Option(help="Lead of the forecast model, such as 24h.")] = None,

@@ -55,7 +55,8 @@ class Package(Parts):
             ``denoiser(z_t, t, z_b)`` with t (M,) the schedule's time and z_b (M, *latent_shape), returning the
             prediction of the declared type; with ``window``, ``denoiser(windows, t)`` of (M, size, *latent_shape).
         whitening : Whitening, optional
-            The covariance of the background's latent error, for ``prior_covariance="stationary"``.
+            The covariance of the background's latent error, for ``prior_covariance``: ``diagonal`` of any,
+            ``stationary`` of a full one.
         window : Window, optional
             Says that the denoiser is one of windows, for ``trajectory``.
 

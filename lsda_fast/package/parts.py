@@ -44,7 +44,8 @@ class Parts:
     lead_hours : float
         Lead of the forecaster.
     whitened : bool
-        Whether the denoiser works on u = S^-1/2 (z - z_b); otherwise on z, and S serves ``stationary`` alone.
+        Whether the denoiser works on u = S^-1/2 (z - z_b); otherwise on z, and S
+        serves ``diagonal`` and, in full, ``stationary``.
     provenance : dict
     modalities : tuple of Modality
         What the encoder takes; none where it takes whole states alone.

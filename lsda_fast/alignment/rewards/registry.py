@@ -48,7 +48,7 @@ REWARDS: dict[str, RewardFactory] = {
 
 
 def register_reward(name: str, factory: RewardFactory) -> None:
-    """Make a reward known by name, to `rewards_of` and the command line.
+    """Make a reward known by name, to `rewards_of`.
 
     Parameters
     ----------
