@@ -18,7 +18,7 @@ from lsda_fast.report import write_report
 if TYPE_CHECKING:
     from lsda_fast.analysis import Analysis
 
-__all__ = ["write_analysis_report"]
+__all__ = ["by_reason", "write_analysis_report"]
 
 
 def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) -> Path:
@@ -26,7 +26,7 @@ def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) ->
     layout = StateLayout.infer(result.analysis)
     folder.mkdir(parents=True, exist_ok=True)
     used = result.departures[result.departures["used"]]
-    names = used["variable"] + used["level"].map(lambda level: "" if pd.isna(level) else f"{level:g}")
+    names = _channels(used, layout)
     of_window = "time" in result.analysis.dims
     times = _first_middle_last(result.analysis) if of_window else [None]
     shown = [_values(result, layout, time) for time in times]
@@ -70,6 +70,18 @@ def write_analysis_report(result: "Analysis", folder: Path, *, most: int = 6) ->
     )
 
 
+def _channels(used: pd.DataFrame, layout: StateLayout) -> pd.Series:
+    """The channel of each observation: of those of its variable the one at the nearest level, in log pressure."""
+    names = used["variable"].astype(object).copy()
+    for variable, rows in used.groupby("variable"):
+        mine = [c for c in layout.channels if c.variable == variable and c.level is not None]
+        levels, there = np.array([c.level for c in mine], float), rows["level"].notna()
+        if len(mine) and there.any():
+            away = np.abs(np.log(rows["level"][there].to_numpy()[:, None] / levels))
+            names[rows.index[there]] = np.array([c.name for c in mine], object)[away.argmin(1)]
+    return names
+
+
 def _first_middle_last(analysis: xr.Dataset) -> list[pd.Timestamp | None]:
     known = pd.DatetimeIndex(analysis["time"].values)
     return list(dict.fromkeys(known[i] for i in (0, len(known) // 2, len(known) - 1)))
@@ -105,11 +117,11 @@ def _tables(result: "Analysis", used: pd.DataFrame, names: pd.Series) -> dict[st
         tables["Rewards of the candidates"] = result.candidates.set_index("member")
     unused = result.departures[~result.departures["used"]]
     if len(unused):
-        tables["Not used"] = _by_reason(unused["reason"])
+        tables["Not used"] = by_reason(unused["reason"])
     return tables
 
 
-def _by_reason(reasons: pd.Series, most: int = 20) -> pd.DataFrame:
+def by_reason(reasons: pd.Series, most: int = 20) -> pd.DataFrame:
     """Counts of the reasons, those alike that differ in numbers alone; of many the commonest and the rest."""
     alike = reasons.str.replace(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", regex=True)
     first = reasons.groupby(alike).first().where(reasons.groupby(alike).nunique() == 1)

@@ -11,7 +11,7 @@ import pytest
 from lsda_fast import departure_plots, report
 from lsda_fast import maps as drawing
 from lsda_fast.errors import InputError
-from lsda_fast.grid import Grid
+from lsda_fast.grid import Channel, Grid, StateLayout
 from lsda_fast.plotting import colormap, save_figure
 
 pytest.importorskip("matplotlib")
@@ -229,10 +229,10 @@ def test_a_page_with_a_missing_figure_is_refused(tmp_path):
 
 
 def test_reasons_that_differ_in_numbers_are_one_row():
-    from lsda_fast.analysis_report import _by_reason
+    from lsda_fast.analysis_report import by_reason
 
     reasons = pd.Series(["t at 848 hPa", "t at 847.5 hPa", "no time", *(f"kind {chr(97 + i)}" for i in range(30))])
-    table = _by_reason(reasons)["observations"]
+    table = by_reason(reasons)["observations"]
     assert table["t at # hPa"] == 2
     assert table["no time"] == 1
     assert (len(table), table.sum(), table["others"]) == (21, 33, 12)
@@ -250,3 +250,12 @@ def test_dots_are_of_their_panel_and_panels_in_order(tmp_path, figures):
     for kind in ("analysis", "spread"):
         places = [(-by_name[f"{kind}, {day}"].y0, by_name[f"{kind}, {day}"].x0) for day in (1, 2, 3)]
         assert places == sorted(places)
+
+
+def test_an_observation_between_levels_is_of_the_nearest_channel():
+    from lsda_fast.analysis_report import _channels
+
+    channels = [Channel("t", 850.0, "K"), Channel("t", 500.0, "K"), Channel("msl", None, "Pa")]
+    table = pd.DataFrame({"variable": ["t", "t", "msl", "t", "q"], "level": [848.0, 610.0, np.nan, np.nan, 700.0]})
+    found = _channels(table, StateLayout(REGION, tuple(channels)))
+    assert found.tolist() == ["t850", "t500", "msl", "t", "q"]

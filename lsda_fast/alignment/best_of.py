@@ -24,6 +24,7 @@ from lsda_fast.alignment.rewards import Reward, rewards_of
 from lsda_fast.analysis import Analysis
 from lsda_fast.datasets import canonical
 from lsda_fast.errors import InputError
+from lsda_fast.forecast import one_member
 from lsda_fast.likelihood import likelihood_of
 from lsda_fast.observations import ObservationOperator, Observations
 from lsda_fast.package import Package
@@ -128,6 +129,7 @@ def check_rewards(
     lead: float = 48.0,
 ) -> None:
     """Refuse before the work what could not be judged after it: the rewards of the background, twice."""
+    background = one_member(background)
     x = package.normalize(package.layout.to_array(background))[None].repeat(2, 1, 1, 1)
     _scores(x, _rewards(rewards, package, lead), _cases(package, background, reference, lead))
 

@@ -3,7 +3,6 @@
 Imports that take long are inside, so that ``lsda --help`` is quick.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,6 +83,7 @@ def assimilate(
     plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and stop.")] = False,
 ) -> None:
     """Assimilate observations into a background, or into a window of states (--window FIRST/LAST)."""
+    from lsda_fast.analysis_report import by_reason
     from lsda_fast.assimilator import Assimilator
     from lsda_fast.package import Package
     from lsda_fast.window_assimilator import WindowAssimilator, window_times
@@ -137,9 +137,9 @@ def assimilate(
         f"backend {assimilator.backend.name} ({assimilator.backend.reason}); "
         f"departures in {paths[1]}"
     )
-    unused = Counter(result.departures.loc[~result.departures["used"], "reason"])
-    if unused:
-        say("not used: " + "; ".join(f"{count} ({reason})" for reason, count in unused.most_common(3)))
+    unused = by_reason(result.departures.loc[~result.departures["used"], "reason"], most=3)
+    if len(unused):
+        say("not used: " + "; ".join(f"{count} ({reason})" for reason, count in unused["observations"].items()))
     if result.candidates is not None:
         say(f"{paths[2]}: rewards of {candidates} candidates, the best {members} kept")
     if report is not None:
@@ -178,9 +178,9 @@ def _opened(path: str | None) -> Any:
 
 
 def _state(path: str, time: str | None) -> Any:
-    from lsda_fast.forecast import select_time
+    from lsda_fast.forecast import one_state
 
-    return select_time(_opened(path), time)
+    return one_state(_opened(path), time)
 
 
 def _run(assimilator: Any, given: dict[str, Any], members: int, seed: int, recenter: bool) -> "Analysis":
