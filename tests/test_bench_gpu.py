@@ -167,7 +167,7 @@ def test_targets_are_beside_what_was_found():
     rows = [
         {**idle, "package": "papers", "idle": 0.02},
         {**idle, "package": "built-in", "idle": 0.3},
-        {"section": "memory", "package": "papers", "precision": "float32", "members": 1, "measured": 95, "ratio": 0.95},
+        {"section": "memory", "package": "papers", "precision": "float32", "members": 1, "measured": 95, "off": 0.05},
     ]
     lines = {line[:66].strip(): line[66:].split() for line in table(Run(Cpu(), True, rows=rows)) if "LO-SDA" in line}
     assert lines["papers, LO-SDA as a graph: idle share"] == ["<=", "0.03", "0.020"]

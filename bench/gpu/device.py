@@ -23,7 +23,9 @@ __all__ = ["Cpu", "Cuda", "Device", "Times"]
 Call = Callable[[], Any]
 
 _FLUSH = 256 * 2**20  # bytes, several times the L2 of any GPU
-_SLEEP = 4_000_000  # cycles, 2 ms: the host gets ahead of the device by as much
+_SLEEP, _LONGEST = 4_000_000, 500_000_000  # cycles, 2 ms and a quarter of a second: so far the host gets ahead
+_CYCLES = 2e9  # a second, or more than there are
+_GROUP = 5  # calls that it gets ahead for
 
 
 class Times(NamedTuple):
@@ -125,12 +127,13 @@ class Cuda(Device):
     def times(self, call: Call, repeats: int) -> Times:
         """By events; the device first sleeps, so that it never waits for the host between two of them."""
         ms: list[float] = []
-        for _ in range(2):
-            call()
+        call()
+        # What the host needs for a group of calls is no more than they take.
+        ahead = int(min(max(_SLEEP, _GROUP * self.seconds(call) * _CYCLES), _LONGEST))
         while len(ms) < repeats:
-            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(5, repeats))]
+            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(_GROUP, repeats))]
             self.synchronize()
-            torch.cuda._sleep(_SLEEP)
+            torch.cuda._sleep(ahead)
             for start, end in events:
                 self._flush.zero_()
                 start.record()

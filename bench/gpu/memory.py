@@ -45,11 +45,13 @@ def _compared(run: Run, twin: Twin, setting: Setting, members: int) -> Row:
     plan = assimilate.plan(observations=twin.observations(FRACTION), members=members)
     predicted = replace(plan, execution="eager").peak - plan.weights
     measured = run.device.peak(partial(analyse, assimilate, members))
+    off = max(0, abs(measured - predicted) - run.device.workspace) / predicted
     return {
         "chunk": plan.chunk,
         "execution": assimilate.engine.execution.name,
         "predicted": predicted,
         "measured": measured,
         "ratio": round(measured / predicted, 4),
-        "ok": abs(measured - predicted) <= WITHIN * predicted + run.device.workspace,
+        "off": round(off, 4),
+        "ok": off <= WITHIN,
     }

@@ -5,6 +5,8 @@ x_a = x_b + K (y - H x_b),  K = B H' (H B H' + R)^-1,  A = (I - K H) B      (Lor
 The exact linear-Gaussian analysis: what a latent method must reach, and what it may beat only by knowing more than B.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,12 @@ class OptimalInterpolation:
         self.shape = tuple(errors.shape[1:])
         flat = errors.flatten(1).double()
         self.B = flat.T @ flat / len(flat)
+
+    @cached_property
+    def _root(self) -> Tensor:
+        """A with A' A = B, once for all analyses."""
+        values, vectors = torch.linalg.eigh(self.B)
+        return values.clamp_min(0).sqrt()[:, None] * vectors.T
 
     def analysis(
         self, background: Tensor, H: Tensor, y: Tensor, variance: Tensor, *, members: int = 0, seed: int = 0
@@ -54,8 +62,7 @@ class OptimalInterpolation:
         if members == 0:
             return x_a.reshape(self.shape).float(), x_a.new_zeros(0, *self.shape).float()
         draw = lambda n, stream: normal((n,), seed=seed, members=range(members), stream=stream, dtype=torch.float64)  # noqa: E731
-        values, vectors = torch.linalg.eigh(self.B)
-        e_b = draw(len(values), 0) * values.clamp_min(0).sqrt() @ vectors.T
+        e_b = draw(len(x_b), 0) @ self._root
         e_o = draw(len(y), 1) * variance.sqrt()
         ensemble = e_b + gain((e_o - e_b @ H.T).T).T
         ensemble = x_a + ensemble - ensemble.mean(0)
