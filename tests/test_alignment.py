@@ -15,21 +15,27 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from lsda_fast.alignment.candidates import Candidates, draw_candidates
 from lsda_fast.alignment.case import Case
 from lsda_fast.alignment.config import PRESETS, AlignmentConfig, CandidatesConfig, load_config
 from lsda_fast.alignment.data import load_states
-from lsda_fast.alignment.pipeline import align
+from lsda_fast.alignment.pipeline import _Run, align
 from lsda_fast.alignment.rewards import REWARDS, register_reward
 from lsda_fast.alignment.rewards.forecast import ForecastSkill
+from lsda_fast.alignment.sharing import check_source
+from lsda_fast.calendar import calendar
 from lsda_fast.cli.describe import describe
 from lsda_fast.errors import InputError
 from lsda_fast.package import Package
 from lsda_fast.package.files import package_hash
+from lsda_fast.package.prior import to_latent
 from lsda_fast.training import train
 from lsda_fast.training.config import load_config as training_config
+from lsda_fast.training.loop import Log
+from lsda_fast.training.work import Work
 
 ROOT = Path(__file__).parents[1]
 PERIOD = ("2001-03-22", "2001-04-20")
@@ -207,6 +213,62 @@ def test_candidates_depend_on_seed_date_and_member_alone(world: World, tmp_path:
     assert len({row.numpy().tobytes() for row in drawn.z}) == 8
 
 
+def run_of(world: World, folder: Path, **changes: Any) -> _Run:
+    """The stages of an alignment in this folder."""
+    config, parent = small(**changes), Package.load(world.parent)
+    states = load_states(world.states, parent, config)
+    return _Run(parent, "", states, [Near("near")], Work(folder, config, torch.device("cpu"), Log(None)), config)
+
+
+def test_pairs_come_with_the_analysis_the_background_and_the_season_of_their_date(world: World, tmp_path: Path) -> None:
+    run = run_of(world, tmp_path)
+    states, date = run.states, run.states.dates[3]
+    candidates = sorted((Path(f"{world.aligned}.work") / "candidates").glob("*.safetensors"))
+    pairs = pd.DataFrame({"time": states.times[date], "draw": 0, "winner": [5, 2], "loser": [1, 7]})
+    found, drawn = run._latents(pairs, candidates), Candidates.load(candidates[3])
+    analysis = run.parent.autoencoder.encode(states.x[[date]]).expand(2, -1, -1, -1)
+    for part, z in ((found.winner, drawn.z[[5, 2]]), (found.loser, drawn.z[[1, 7]]), (found.analysis, analysis)):
+        torch.testing.assert_close(to_latent(run.parent, part, drawn.background[None]), z, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.background, drawn.background.expand_as(found.background))
+    assert torch.equal(found.calendar, states.season(3).expand(2, 4))
+
+
+def test_the_perturbation_is_that_of_the_packages_training_where_none_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    run = run_of(world, tmp_path, perturbation=None)
+    run._background(2, tmp_path / "x.safetensors")
+    trained, none = (run.states.background(2, run.parent, scale, run.config.seed) for scale in (0.5, 0.0))
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], trained)
+    assert not torch.equal(trained, none)
+
+
+def test_a_background_is_the_forecast_from_its_own_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = Package.load(world.parent)
+    states = load_states(world.states, parent, small())
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, season: Tensor) -> Tensor:
+            seen.append(season)
+            return x
+
+    monkeypatch.setitem(parent.modules, "forecaster", Spy())
+    states.background(3, parent, 0.0, 0)
+    begun = states.times[states.dates[[3]]] - pd.Timedelta(hours=parent.lead_hours)
+    np.testing.assert_array_equal(seen[0], calendar(begun))
+
+
+@pytest.mark.parametrize("lead", [24, 48])
+def test_forecasts_are_verified_their_lead_after_the_date(world: World, lead: int) -> None:
+    parent = Package.load(world.parent)
+    states = load_states(world.states, parent, small(lead_hours=lead))
+    dates = states.times[states.dates]
+    assert (states.times[states.before] == dates - pd.Timedelta("1D")).all()
+    assert (states.times[states.after] == dates + pd.Timedelta(hours=lead)).all()
+    assert list(states.case(0, parent, states.x[0]).later) == [lead]
+
+
 def test_other_rewards_take_the_candidates_of_an_earlier_run(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +282,27 @@ def test_other_rewards_take_the_candidates_of_an_earlier_run(
     alone = align(world.parent, world.states, small("next"), tmp_path / "alone")
     monkeypatch.setattr("lsda_fast.alignment.pipeline.draw_candidates", lambda *_: pytest.fail("drawn again"))
     assert same(run(small("next"), tmp_path / "taken").modules["denoiser"], alone.modules["denoiser"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("period", ("2001-03-23", "2001-04-20")),
+        ("dates", 23),
+        ("draws", 2),
+        ("perturbation", 0.1),
+        ("seed", 1),
+        ("candidates", {"members": 8, "steps": 4}),
+    ],
+)
+def test_candidates_of_other_settings_or_inputs_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    (tmp_path / "config.json").write_text(small().model_dump_json())
+    (tmp_path / "states.json").write_text('{"times": "1"}')
+    check_source(tmp_path, small("next"), {"times": "1"})
+    with pytest.raises(InputError, match=f"candidates of other {name}; accepted"):
+        check_source(tmp_path, small(**{name: value}), {"times": "1"})
+    with pytest.raises(InputError, match="candidates of other times; accepted"):
+        check_source(tmp_path, small(), {"times": "2"})
 
 
 def test_an_anchor_at_the_reference_analyses_makes_those_of_other_dates_likelier(world: World, tmp_path: Path) -> None:

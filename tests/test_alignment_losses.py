@@ -1,6 +1,7 @@
 """Preference losses: closed forms, gradients, and a model that stays where it was when there is nothing to prefer."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsda_fast.alignment.config import ObjectiveConfig
+from lsda_fast.alignment.config import AlignmentConfig, ObjectiveConfig
 from lsda_fast.alignment.losses import LOSSES, Answers, Errors, PairLatents, compare, objective, preference_loss
+from lsda_fast.alignment.train import Validation
 from lsda_fast.diffusion.prediction import PREDICTIONS, to_clean
 from lsda_fast.diffusion.schedule import Level, Schedule
-from lsda_fast.models import DiagonalWhitening, TransformerDenoiser
+from lsda_fast.models import DiagonalWhitening, TransformerDenoiser, ZonalWhitening
 from lsda_fast.training.config import Optimization
 from lsda_fast.training.loop import Log, fit
 from lsda_fast.training.noising import Levels, draw_levels, eps_weight, noised
@@ -75,6 +77,15 @@ def test_the_margin_of_scalar_models_is_the_closed_form() -> None:
     assert float(error.std()) / n**0.5 < 0.01 * float(expected.mean())
 
 
+def test_held_out_accuracy_is_the_share_of_pairs_whose_winner_is_preferred() -> None:
+    pairs = scalars([0.0, 0.0, 0.0, 5.0], [5.0, 5.0, 5.0, 0.0])
+    package: Any = SimpleNamespace(
+        device=torch.device("cpu"), schedule=COSINE, prediction="eps", whitened=False, modules={}
+    )
+    validation = Validation(pairs, Scalar(0.0), package, AlignmentConfig())
+    assert validation(Scalar(0.5))[1] == 0.75
+
+
 def test_losses_of_given_answers() -> None:
     target, model, reference = torch.tensor([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0]], dtype=torch.float64)[..., None, None]
     answers = Answers(target, model, reference, torch.tensor([0.5], dtype=torch.float64)[:, None])
@@ -116,6 +127,20 @@ def test_latent_units_measure_what_the_whitening_restores() -> None:
     colored = compare(model, reference, pairs, Errors(COSINE, "eps", "latent", whitening), generator())
     error = lambda F: ((F - plain.target) * whitening.std[:2]).square().flatten(2).sum(2) / 12  # noqa: E731
     torch.testing.assert_close(colored.growth, error(plain.model) - error(plain.reference), rtol=1e-4, atol=1e-6)
+
+
+def test_where_a_whitening_mixes_channels_answers_that_are_not_predicted_have_no_error() -> None:
+    whitening = ZonalWhitening((3, 2, 2), rank=6)
+    whitening.fit(torch.randn(40, 3, 2, 2, generator=generator()).cumsum(1))
+    pairs, model, reference = latents(5, same=False), network(0, leading=2), network(1, leading=2)
+    plain = compare(model, reference, pairs, EPS, generator())
+    colored = compare(model, reference, pairs, Errors(COSINE, "eps", "latent", whitening), generator())
+
+    def error(F: Tensor) -> Tensor:
+        filled = nn.functional.pad(F - plain.target, (0, 0, 0, 0, 0, 1))
+        return whitening.color(filled.flatten(0, 1)).reshape(filled.shape).square().flatten(2).mean(2)
+
+    torch.testing.assert_close(colored.growth, error(plain.model) - error(plain.reference), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("units", ["training", "eps"])

@@ -60,6 +60,12 @@ def test_a_tie_is_no_preference(values: list[float], expected: set[tuple[int, in
     assert pairs_of(choose(frame, top=2)) == expected
 
 
+@pytest.mark.parametrize("select", ["intersection", "dominance"])
+def test_a_tie_by_one_of_two_rewards_is_no_preference(select: str) -> None:
+    frame = table({"a": LAST["a"], "b": [0.5, 0.5, 0.5, 0.5]}, LAST, LAST)
+    assert pairs_of(choose(frame, "ab", select=select)) == set()
+
+
 def test_several_rewards_pair_what_is_best_and_worst_by_all() -> None:
     frame = table({"a": [0, 1, 2, 3, 4, 5, 6, 7], "b": [1, 0, 3, 2, 5, 4, 6, 7]}, LAST, LAST)
     assert pairs_of(choose(frame, "ab", quantile=0.25)) == {(w, l) for w in (6, 7) for l in (0, 1)}
@@ -68,6 +74,7 @@ def test_several_rewards_pair_what_is_best_and_worst_by_all() -> None:
     assert pairs_of(widened) == {(w, l) for w in (6, 7) for l in (0, 1)}
     shares = widened.groupby("time")["share"].first()
     assert shares.iloc[0] == pytest.approx(0.1875)
+    assert pairs_of(choose(frame, "ab", quantile=0.125, widest=0.15)) == set()
     report = summary(widened, frame, PairsConfig(quantile=0.125), several=True)
     assert (report["cases_widened"], report["dates_not_chosen"], report["dates"]) == (1, 0, 3)
 
@@ -125,6 +132,11 @@ def test_dates_share_evenly() -> None:
     counts = found[~found["held_out"]].groupby("time").size()
     assert counts.tolist() == [1, 10, 10, 10, 10]
     assert choose(poor, top=4, count=10**6)["held_out"].value_counts().tolist() == [4 * 16 + 1, 16]
+
+
+def test_pairs_held_out_are_their_share_of_all() -> None:
+    found = choose(many(dates=10), top=4, count=27)
+    assert found["held_out"].value_counts().to_dict() == {False: 27, True: 3}
 
 
 def test_pairs_depend_on_the_table_and_the_seed_alone() -> None:

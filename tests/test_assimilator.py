@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lsda_fast.assimilator import Assimilator, NoObservationsError
 from lsda_fast.baselines import OptimalInterpolation
+from lsda_fast.calendar import calendar
 from lsda_fast.datasets import open_states
 from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError, NonFiniteError
@@ -264,6 +265,19 @@ def test_a_background_of_several_times_or_members_must_be_one() -> None:
         run(background().expand_dims(member=2), observations)
 
 
+def test_the_prior_is_told_the_time_of_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    prior, time = Package.prior, TIME + np.timedelta64(75, "h")
+
+    def spy(self: Package, *arguments: Any, calendar: Any = None, **options: Any) -> Any:
+        seen.append(calendar)
+        return prior(self, *arguments, calendar=calendar, **options)
+
+    monkeypatch.setattr(Package, "prior", spy)
+    Assimilator(PACKAGE, QUICK, steps=1)(background(time=time), Observations.from_frame(table(4)))
+    np.testing.assert_array_equal(seen[0], calendar(np.array([time])))
+
+
 def test_members_keep_their_numbers_and_values() -> None:
     run, observations = Assimilator(PACKAGE, QUICK, block=4), Observations.from_frame(table())
     few = run(background(), observations, members=[9, 2], seed=5, recenter=False).analysis
@@ -362,6 +376,16 @@ def test_observations_and_backgrounds_in_wrong_units_are_told() -> None:
     kelvin = state.assign(t850=state["t850"] + 273.15)
     with pytest.raises(InputError, match=r"the background lies, on average, t850 3. climatological"):
         assimilate(kelvin, Observations.from_frame(frame))
+
+
+def test_departures_are_checked_in_the_climates_units_however_accurate_observations_are() -> None:
+    """The row that is told is the table's: others before it are not used."""
+    frame = table(4, std=[1.0, 0.008, 1.0] * 4)
+    frame.loc[0, "latitude"] = 30.0
+    frame.loc[7, "value"] += 273.15
+    told = analysed(frame).departures
+    assert np.flatnonzero(~told["used"]).tolist() == [0, 7]
+    assert told["reason"][7] == "O-B is over 20 climatological standard deviations"
 
 
 @pytest.mark.parametrize(

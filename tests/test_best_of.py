@@ -107,6 +107,30 @@ def test_robust_weights_are_those_of_the_members_that_are_kept() -> None:
     assert not np.allclose(best.departures["weight"], analysis(robust=cost).departures["weight"], equal_nan=True)
 
 
+def test_robust_weights_know_the_errors_of_representativeness() -> None:
+    package = replace(PACKAGE, reconstruction_error=np.full(4, 0.5, np.float32))
+    knows, without = (
+        best_of(
+            replace(analysis(robust=Huber(0.3)), representativeness=known),
+            package,
+            "physics",
+            members=2,
+            reference=CLIMATE,
+        ).departures["weight"]
+        for known in (True, False)
+    )
+    assert (knows.dropna() >= without.dropna()).all()
+    assert not np.allclose(knows, without, equal_nan=True)
+
+
+def test_those_that_are_kept_stand_in_the_order_of_the_analysis() -> None:
+    """Of these the later are nearer to balance."""
+    given = analysis(MEMBERS[[2, 1, 0]], [3, 5, 7])
+    kept = best_of(given, PACKAGE, "physics", members=2, reference=CLIMATE).analysis
+    assert kept["member"].values.tolist() == [5, 7]
+    np.testing.assert_array_equal(kept["u500"][0], MEMBERS[1][1])
+
+
 def test_without_reference_states_the_background_stands_in() -> None:
     assert best_of(analysis(), PACKAGE).analysis["member"].values.tolist() == [5]
 

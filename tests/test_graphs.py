@@ -16,7 +16,7 @@ from lsda_fast.engine.footprint import weights_of
 from lsda_fast.engine.graphs import Graphs, Recording, TapeRecorder, choose_execution
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
-from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
+from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, Huber, LatentOptimization, ObsFree, Repaint
 from lsda_fast.kernels.buckets import bucket
 from lsda_fast.kernels.norm_conv import kept_filters
 from lsda_fast.sampler import Sampler
@@ -98,6 +98,17 @@ def test_a_block_reads_its_inputs_and_weights(tiny, name):
         sampler.block_of(case.prior, case.likelihood, key)
     storages = {t.untyped_storage().data_ptr() for t in known}
     assert [tuple(t.shape) for t in watch.outside if t.untyped_storage().data_ptr() not in storages] == []
+
+
+def test_a_recording_is_of_one_robust_cost(tiny):
+    """Its thresholds are numbers that a recording has for constants."""
+    used, fresh = (recorded(tiny, GUIDANCES["gauss_newton"]) for _ in range(2))
+    case, found = (tiny.background(), tiny.table(20)), []
+    for run, threshold in ((used, 2.0), (used, 0.3), (fresh, 0.3)):
+        run.robust = Huber(threshold)
+        found.append(run(*case).analysis)
+    assert not found[1].equals(found[0])
+    assert found[1].equals(found[2])
 
 
 class Reading:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lsda_fast.errors import InputError
-from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, LatentOptimization, ObsFree, Repaint
+from lsda_fast.guidance import DPS, LBFGS, MMPS, Adam, GaussNewton, Huber, LatentOptimization, ObsFree, Repaint
 from lsda_fast.guidance.covariance import PRIOR_COVARIANCES, latent_covariance
 from lsda_fast.prior import Linearization
 
@@ -34,6 +34,18 @@ def test_dps_is_the_gradient_of_the_likelihood(problem, gamma):
     torch.testing.assert_close(
         DPS(scale=0.7, gamma=gamma, limit=False).guide(z_t.detach(), here).z0, expected, rtol=1e-10, atol=1e-10
     )
+
+
+def test_the_norm_of_dps_is_the_root_of_twice_a_robust_cost(problem):
+    y = problem.likelihood.y.clone()
+    y[::7] += 4.0
+    here = replace(problem.context(0.4), likelihood=replace(problem.likelihood, y=y, robust=Huber(2.0)))
+    z_t = problem.noisy(0.4).requires_grad_()
+    d = (problem.prior.denoise(z_t, here.level) @ problem.G.T - y) / problem.likelihood.variance.sqrt()
+    assert ((d.abs() > 2).any(1) & (d.abs() < 2).any(1)).all()
+    rho = torch.where(d.abs() > 2, 2 * (d.abs() - 1), 0.5 * d**2).sum(1)
+    (gradient,) = torch.autograd.grad((2 * rho).sqrt().sum(), z_t)
+    torch.testing.assert_close(DPS(norm=True, scale=0.7).guide(z_t.detach(), here).shift, -0.7 * gradient)
 
 
 @pytest.mark.parametrize("t", [0.01, 0.05, 0.2])

@@ -8,7 +8,7 @@ import torch
 
 from lsda_fast.diffusion import Level
 from lsda_fast.diffusion.noise import Key
-from lsda_fast.guidance import LBFGS, Adam, Context, GaussNewton, LatentOptimization
+from lsda_fast.guidance import LBFGS, Adam, Context, GaussNewton, LatentOptimization, VariationalQC, dual
 from lsda_fast.guidance.covariance import PRIOR_COVARIANCES, latent_covariance
 from lsda_fast.guidance.dual import dual_optimum
 from lsda_fast.prior import Linearization, Prior
@@ -123,6 +123,36 @@ def test_the_line_search_backs_off_from_nan(inner):
     assert float(v) == pytest.approx(2.988, abs=2e-3)
 
 
+def test_a_member_stays_where_no_trial_is_lower():
+    def residual(v):
+        return torch.where(v.abs() > 1e-6, torch.nan, torch.exp(v) - 20)
+
+    start = torch.zeros(1, 1, dtype=torch.float64)
+    inner = GaussNewton(outer=1, cg=4, halvings=2)
+    assert torch.equal(
+        inner.minimize(lambda v: Linearization.of(residual, v, Counter(), "decoder"), start), torch.zeros_like(start)
+    )
+
+
+def test_a_preconditioned_start_is_the_optimum_from_wherever_it_begins(monkeypatch):
+    """1/2 |A v - y|^2 + 1/2 |v|^2 where what preconditions knows A: one iteration from v is at the minimum."""
+    A = 2 * torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    y, start = torch.ones(1, 5, dtype=torch.float64), torch.full((1, 5), 2.0, dtype=torch.float64)
+    known = Linearization.of(lambda w: w @ A.T, torch.zeros_like(start), Counter(), "decoder")
+    found, move = [], GaussNewton._move
+
+    def spy(self, linearize, v, step, cost):
+        found.append(v + step)
+        return move(self, linearize, v, step, cost)
+
+    monkeypatch.setattr(GaussNewton, "_move", spy)
+    GaussNewton(outer=1, cg=1, halvings=0, precondition=30).minimize(
+        lambda v: Linearization.of(lambda w: w @ A.T - y, v, Counter(), "decoder"), start, known
+    )
+    best = torch.linalg.solve(A.T @ A + torch.eye(5), (y @ A).T).T
+    torch.testing.assert_close(found[0], best, rtol=0.02, atol=0.02)
+
+
 def test_lbfgs_shortens_its_steps_until_they_fit():
     """1/2 (1000 (v - 0.01))^2 + 1/2 v^2: the first step, of length 1, is a hundred times too long."""
     weight, target = (torch.tensor(pair, dtype=torch.float64)[:, None] for pair in ((1e3, 1.0), (0.01, 2.0)))
@@ -155,3 +185,17 @@ def test_dual_update_moves_with_its_linearisation_point(problem):
     m, C = problem.noisy(0.5), latent_covariance("stationary", here).apply
     at_mean, moved = (dual_optimum(m, here, C, outer=outer, iterations=40) for outer in (1, 2))
     torch.testing.assert_close(moved, at_mean, rtol=1e-4, atol=1e-4)
+
+
+def test_variational_quality_control_begins_with_its_convex_part(problem, monkeypatch):
+    seen, update = [], dual._update
+    monkeypatch.setattr(dual, "_update", lambda residual, *rest: seen.append(residual.slope) or update(residual, *rest))
+    cost, inner = VariationalQC(0.05, 5.0), GaussNewton(outer=3, cg=20)
+    y, m = problem.likelihood.y + 3.0, problem.noisy(0.5)
+    here, convex = (
+        replace(problem.context(0.5), likelihood=replace(problem.likelihood, y=y, robust=robust))
+        for robust in (cost, cost.convex)
+    )
+    LatentOptimization(inner, prior_covariance="tweedie", lanczos=20, randomize=False).guide(m, here)
+    assert len(seen) == 6
+    torch.testing.assert_close(seen[0], convex.linearize_residual(problem.prior.denoise(m, here.level)).slope)

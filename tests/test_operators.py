@@ -10,7 +10,9 @@ import torch
 import xarray as xr
 
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
+from lsda_fast.likelihood import likelihood_of
 from lsda_fast.observations import ObservationOperator, Observations, StencilOperator
+from lsda_fast.observations.trajectory import trajectory_stations
 
 DATA = Path(os.environ.get("LSDA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 F64 = torch.float64
@@ -109,8 +111,34 @@ def test_a_wind_over_the_pole_keeps_its_direction():
     # A uniform flow in the tangent plane at the pole: u = -sin(lon) on every meridian.
     x = state(GLOBE, lambda a, o, c: -np.sin(np.deg2rad(o)))
     lat, lon = np.full(12, 89.5), np.arange(0.0, 360.0, 30.0)
-    y = stations(table(lat, lon, "u", 500.0), GLOBE)(x)[0]
-    torch.testing.assert_close(y, torch.from_numpy(-np.sin(np.deg2rad(lon))), **TIGHT)
+    observed, expected = table(lat, lon, "u", 500.0), torch.from_numpy(-np.sin(np.deg2rad(lon)))
+    torch.testing.assert_close(stations(observed, GLOBE)(x)[0], expected, **TIGHT)
+    # Half way between two states too.
+    times = np.array(["2008-12-08T06", "2008-12-08T18"], "datetime64[ns]")
+    H = trajectory_stations(observed, GLOBE, NORMALIZATION, times, dtype=F64)
+    torch.testing.assert_close(H(torch.cat([x, x], dim=1))[0], expected, **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("channel", "wind"),
+    [
+        *((Channel(name, None, "m s-1"), True) for name in ("u", "v", "u10", "v10", "u100", "v100")),
+        (Channel("ua", None, "m s-1", "eastward_wind"), True),
+        (Channel("va", None, "m s-1", "northward_wind"), True),
+        (Channel("t", None, "K", "air_temperature"), False),
+    ],
+)
+def test_winds_turn_round_beyond_the_pole_by_name_or_standard_name(channel, wind):
+    layout = StateLayout(GLOBE.grid, (channel,))
+    lon = np.arange(0.0, 360.0, 30.0)
+    H = ObservationOperator.stations(
+        table(np.full(12, 89.5), lon, channel.variable, np.nan), layout, Normalization([0.0], [1.0]), dtype=F64
+    )
+    wave = -np.sin(np.deg2rad(layout.grid.longitude)) + np.zeros((36, 1))
+    # Three fifths from this side of the pole, two from the other.
+    share = 3 / 5 + 2 / 5 if wind else 3 / 5 - 2 / 5
+    expected = -share * np.sin(np.deg2rad(lon))
+    torch.testing.assert_close(H(torch.from_numpy(wave)[None, None])[0], torch.from_numpy(expected), **TIGHT)
 
 
 def test_a_band_has_no_poles():
@@ -154,6 +182,11 @@ def test_channels_in_other_units_than_si():
     H = ObservationOperator.stations(observed, layout, normalization, dtype=F64)
     y = H(torch.ones(1, *layout.shape, dtype=F64))
     torch.testing.assert_close(y[0], torch.tensor([102300.0, 18.0 + 273.15], dtype=F64), **TIGHT)
+
+
+def test_the_scale_of_a_likelihood_is_the_spread_of_what_is_observed():
+    H = stations(table([50.0, 50.0], [0.0, 1.0], ["t", "msl"], [850.0, np.nan], std=1.0))
+    torch.testing.assert_close(likelihood_of(H, dtype=F64).scale, torch.tensor([8.0, 900.0], dtype=F64))
 
 
 def operators():

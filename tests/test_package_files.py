@@ -20,9 +20,10 @@ from lsda_fast.package import Package, files
 
 
 def test_round_trip_is_the_same_to_the_bit(linear: ModuleType, tmp_path: Path) -> None:
-    package = linear.shaken(linear.trained())
+    package = linear.shaken(linear.trained(lead_hours=6.0))
     loaded = Package.load(package.save(tmp_path / "deep" / "package"))
     assert loaded.manifest() == package.manifest()
+    assert loaded.lead_hours == 6.0
     assert loaded.layout == package.layout
     np.testing.assert_array_equal(loaded.errors, [package.reconstruction_error, *package.block_errors])
     for name, module in package.modules.items():

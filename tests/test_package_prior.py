@@ -6,6 +6,7 @@ from types import ModuleType
 import torch
 
 from lsda_fast.baselines import OptimalInterpolation
+from lsda_fast.models import DiagonalWhitening
 
 
 def test_the_centre_of_a_whitened_prior_is_the_background(linear: ModuleType) -> None:
@@ -18,6 +19,18 @@ def test_the_centre_of_a_whitened_prior_is_the_background(linear: ModuleType) ->
     u = torch.randn(2, 24, 1, 1, generator=torch.Generator().manual_seed(0))
     assert prior.encode is not None
     torch.testing.assert_close(prior.encode(prior.decode(u)), u, rtol=1e-3, atol=1e-3)
+
+
+def test_a_prior_that_is_not_whitened_has_the_statistics_of_its_whitening(linear: ModuleType) -> None:
+    package, eye = linear.trained(24, whitened=False), torch.eye(24)[..., None, None]
+    whitening, prior = package.modules["whitening"], package.prior(linear.CLIMATE[0])
+    S = whitening.color(whitening.color_adjoint(eye)).flatten(1)
+    torch.testing.assert_close(prior.covariance.apply(eye, lambda s: s).flatten(1), S)
+    torch.testing.assert_close(prior.variance.flatten(), S.diagonal())
+    torch.testing.assert_close(prior.origin, package.autoencoder.encode(linear.CLIMATE[:1])[0])
+    package.modules["whitening"] = diagonal = DiagonalWhitening((24, 1, 1))
+    diagonal.std.copy_(torch.linspace(0.5, 2, 24)[:, None, None])
+    torch.testing.assert_close(package.prior(linear.CLIMATE[0]).variance, diagonal.std**2)
 
 
 def test_without_correction_it_is_optimal_interpolation_in_the_latent(linear: ModuleType) -> None:

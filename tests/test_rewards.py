@@ -5,6 +5,7 @@ from math import exp, log, sqrt
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from lsda_fast.diffusion.schedule import Schedule
 from lsda_fast.errors import InputError, NonFiniteError
 from lsda_fast.forecast_models import CallableForecast
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
+from lsda_fast.observations import Observations
 from lsda_fast.package import Package
 from lsda_fast.twin import column_observations
 
@@ -141,6 +143,18 @@ def test_the_forecast_is_verified_after_the_lead() -> None:
     torch.testing.assert_close(reward(x, given), expected, rtol=0, atol=1e-4)
 
 
+def test_the_forecast_is_of_the_lead() -> None:
+    of, asked = package("msl"), []
+
+    def model(x: Tensor, time: np.datetime64, hours: float) -> Tensor:
+        asked.append(hours)
+        return x
+
+    x = states(of, {"msl": 1000.0}, {"msl": 1010.0})
+    ForecastSkill(model, 36.0)(x, case(of, x[0], later={36.0: x[0]}))
+    assert asked == [36.0]
+
+
 # Balance
 
 
@@ -168,6 +182,19 @@ def test_the_tropics_and_the_poles_have_no_part() -> None:
     torch.testing.assert_close(rewards[0], rewards[1], rtol=0, atol=1e-5)
 
 
+def test_imbalance_counts_by_area() -> None:
+    """A wind that is half as strong again on one row, 76 degrees north: a third of it is imbalance there."""
+    of, flow = package("z500", "u500", "v500"), geostrophic_flow(GLOBAL, 20.0, 0.0)
+    row, weight = np.arange(72) == 5, np.cos(np.deg2rad(GLOBAL.latitude))
+    wind = 20 * weight
+    counted = (np.abs(GLOBAL.latitude) >= 20) & (np.abs(GLOBAL.latitude) <= 80)
+    x = states(of, flow, flow | {"u500": flow["u500"] * (1 + 0.5 * row)[:, None]})
+    balanced, disturbed = Geostrophic().imbalance(x, of)[:, 0].tolist()
+    excess = 0.5 * wind[row] * weight[row]
+    expected = 0.5 * excess / ((wind * weight)[counted].sum() + excess)
+    assert disturbed - balanced == pytest.approx(float(expected[0]), rel=0.1)
+
+
 def test_an_isothermal_column_scores_1_and_a_warmed_one_what_its_residual_says() -> None:
     of = package(*COLUMN)
     warm = isothermal(250.0) | {f"t{p}": 252.5 for p in (1000, 700, 500)}
@@ -175,6 +202,14 @@ def test_an_isothermal_column_scores_1_and_a_warmed_one_what_its_residual_says()
     torch.testing.assert_close(Hydrostatic().residual(x, of)[0], torch.zeros(2), rtol=0, atol=3e-6)
     rewards = Hydrostatic()(x, case(of, states(of, isothermal(280.0))[0]))
     assert rewards.numpy() == pytest.approx([1, 2 * sigmoid(-2.5 / 252.5 / 0.01)], abs=5e-4)
+
+
+def test_hydrostatic_residuals_count_by_area() -> None:
+    of, weight = package(*COLUMN), np.cos(np.deg2rad(GLOBAL.latitude))
+    row = np.where(np.arange(72) == 5, 2.5, 0.0)[:, None]
+    x = states(of, isothermal(250.0) | {f"t{p}": 250.0 + row for p in (1000, 700, 500)})
+    expected = 2.5 / 252.5 * weight[5] / weight.sum()
+    assert Hydrostatic().residual(x, of)[0].numpy() == pytest.approx(expected, rel=0.02)
 
 
 def test_humid_air_is_light() -> None:
@@ -233,6 +268,31 @@ def test_observations_without_errors_count_alike(noisy: Noisy) -> None:
     bare = HeldOut(type(reward.observations)(frame.assign(std=np.nan), reward.observations.rejected))
     for one, other in zip(bare(noisy.candidates, noisy.case), reward(noisy.candidates, noisy.case)):
         assert float(one) == pytest.approx(float(other), abs=1e-9)
+
+
+def held_out(columns: dict[str, Any], *candidates: dict[str, Any]) -> list[float]:
+    """Rewards by two temperatures that are observed, at 10 and at 50 degrees east."""
+    of = package("t500", "t850")
+    place = {"time": TIME, "latitude": 41.25, "longitude": [10.0, 50.0], "variable": "t"}
+    x = states(of, *candidates)
+    rewards = HeldOut(Observations.from_frame(pd.DataFrame(place | columns)))(x, case(of, x[0]))
+    return rewards.tolist()
+
+
+def test_levels_are_kinds_of_observations_of_their_own() -> None:
+    """At 500 hPa the second is a little better, at 850 hPa it is much worse: one each."""
+    columns = {"level": [500.0, 850.0], "value": [250.0, 280.0], "std": 1.0}
+    rewards = held_out(columns, {"t500": 251.0, "t850": 280.0}, {"t500": 250.5, "t850": 300.0})
+    assert rewards == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
+def test_departures_of_what_is_held_out_count_in_units_of_their_errors() -> None:
+    columns = {"level": 500.0, "value": 250.0, "std": [1.0, 2.0]}
+    west = (GLOBAL.longitude < 30)[None]
+    one = {"t500": 250.0 + 1.0 * west, "t850": 0.0}
+    for departure, better in ((3.0, 0), (1.5, 1)):
+        rewards = held_out(columns, one, {"t500": 250.0 + departure * ~west, "t850": 0.0})
+        assert np.argmax(rewards) == better
 
 
 # Names, and what is refused

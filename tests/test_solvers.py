@@ -56,6 +56,20 @@ def test_flow_solvers_converge_at_their_order(schedule, solver, order):
     assert errors[-1] < {1: 2e-2, 2: 5e-4}[order]
 
 
+def test_multistep_between_uneven_levels_is_the_published_step():
+    """Lu et al. 2022, algorithm 2: D = (1 + 1/(2 r)) z0 - 1/(2 r) z0' and r = h' / h, steps h of log(alpha / sigma)."""
+    q, t, s = (Schedule.vp_linear().level(time) for time in (0.9, 0.6, 0.5))
+    earlier, now, later = (math.log(level.alpha / level.sigma) for level in (q, t, s))
+    h, r = later - now, (now - earlier) / (later - now)
+    assert r > 1.5
+    before, z0, z_t = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    memory = {}
+    for estimate, start, stop in ((before, q, t), (z0, t, s)):
+        z_s = DPMpp2M().step(estimate, z_t, start, stop, guided=clean, combine=adding(0.0), memory=memory)
+    D = (1 + 0.5 / r) * z0 - 0.5 / r * before
+    torch.testing.assert_close(z_s, s.sigma / t.sigma * z_t - s.alpha * math.expm1(-h) * D)
+
+
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_whole_runs_converge_to_the_flow_from_noise_to_clean(name, order):
     """VP-cosine has rho^2 ~ t^2 near 0: the last jump, from t = 1/steps to clean, is of second order."""

@@ -7,6 +7,7 @@ import torch
 
 from lsda_fast.errors import InputError
 from lsda_fast.models import StationaryTrajectories
+from lsda_fast.models.stationary import _autocovariance
 from tests.travelling_waves import SHAPE, dense, waves
 
 
@@ -112,6 +113,31 @@ def test_gaps_between_runs_weaken_nothing():
 def _runs(N, every):
     """Without one of so many."""
     return [range(first + 1, min(first + every, N)) for first in range(-1, N, every) if first + 1 < N]
+
+
+@pytest.mark.parametrize(
+    ("amplitudes", "expected"),
+    [
+        ([1.0, 2.0, 5.0, -1.0, 1.0], [32.0, (2 - 5 - 1) * 4 / 3, 5 * 3.0]),
+        ([1.0, 2.0, 5.0, -1.0, 3.0], [40.0, 2 - 5 - 3, 15.0]),  # by their shares 45, more than the variance
+    ],
+)
+def test_pairs_do_not_cross_runs_and_count_for_those_that_gaps_have_taken(amplitudes, expected):
+    """Runs of 2 and 3 states: of lag 1 they have 3 of 4 pairs, of lag 2 one of 3."""
+    a = torch.tensor(amplitudes, dtype=torch.complex128)[:, None]
+    g = _autocovariance(a, [(0, 2), (2, 5)], 2)
+    torch.testing.assert_close(g[0], torch.tensor(expected, dtype=torch.complex128) / 5)
+
+
+@pytest.mark.parametrize(("reach", "alone"), [(None, False), (0.6, True)])
+def test_modes_forget_rows_beyond_their_reach(reach, alone):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 1, 1, 8, generator=generator) + 0.5 * torch.randn(200, 1, 6, 8, generator=generator)
+    model = StationaryTrajectories((1, 6, 8), rank=1, lags=1, reach=reach)
+    model.fit(z, [torch.arange(200)])
+    # Of a mode of its own a row has nearly all, of one in common with the others little.
+    largest = (model.real.square() + model.imaginary.square())[..., 0].amax(-1)
+    assert ((largest > 0.7) == alone).all(), largest
 
 
 def test_few_states_with_gaps_leave_a_covariance():

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lsda_fast.training.config import Optimization
-from lsda_fast.training.loop import Log, fit
+from lsda_fast.training.loop import Log, _rate, fit
+
+PLAIN: dict[str, Any] = {"lr": 0.1, "warmup": 0, "weight_decay": 0.0, "ema": 0.0, "batch": 1}
 
 
 class Point(nn.Module):
@@ -55,6 +57,41 @@ def test_a_training_that_only_does_harm_leaves_the_network_as_it_began() -> None
     fit(module, quadratic, 4, optimization, stage="x", seed=0, log=Log(None), validate=validate)
     assert module.distance() == begun
     assert calls[-1] != begun
+
+
+def test_the_average_forgets_its_beginning_sooner_than_a_decay_of_0_999() -> None:
+    module = Point()
+    fit(module, quadratic, 4, Optimization(**PLAIN | {"steps": 1, "ema": 0.999}), stage="x", seed=0, log=Log(None))
+    torch.testing.assert_close(module.w, torch.full((2,), 0.09), rtol=1e-3, atol=0)  # Adam's first step is lr
+
+
+def test_the_norm_of_gradients_is_clipped() -> None:
+    """After one a thousand times as large, Adam's next step is as long as if the two were alike."""
+    scales, module = iter([1e3, 1.0]), Point()
+
+    def loss(module: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
+        return next(scales) * module.w.sum()
+
+    fit(module, loss, 4, Optimization(**PLAIN | {"steps": 2, "warmup": 2}), stage="x", seed=0, log=Log(None))
+    torch.testing.assert_close(module.w, torch.full((2,), -0.15), rtol=1e-3, atol=0)
+
+
+def test_the_rate_rises_through_the_warm_up_and_falls_to_0_as_a_cosine() -> None:
+    optimization = Optimization(steps=110, warmup=10)
+    rates = [_rate(step, optimization) for step in (0, 4, 9, 10, 60, 110)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_weights_decay_by_the_rate_times_their_decay() -> None:
+    module: Any = nn.Linear(1, 1, bias=False)
+    before = module.weight.item()
+
+    def loss(module: Any, indices: Tensor, generator: torch.Generator) -> Tensor:
+        return 0 * module.weight.sum()
+
+    settings = Optimization(**PLAIN | {"steps": 1, "weight_decay": 0.5})
+    fit(module, loss, 4, settings, stage="x", seed=0, log=Log(None))
+    assert module.weight.item() == pytest.approx(0.95 * before)
 
 
 def test_a_batch_in_parts_takes_the_same_steps() -> None:

@@ -2,21 +2,27 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from torch import Tensor
 
 from lsda_fast.errors import InputError
-from lsda_fast.models import FullWhitening, ZonalWhitening
-from lsda_fast.package import Package
-from lsda_fast.training import TrainingConfig, train
+from lsda_fast.models import WINDOWS, FullWhitening, ZonalWhitening
+from lsda_fast.package import Architecture, Package
+from lsda_fast.training import TrainingConfig, backgrounds, train
+from lsda_fast.training.background_prior import _Run
 from lsda_fast.training.config import load_config
 from lsda_fast.training.data import load_states
+from lsda_fast.training.loop import Log
+from lsda_fast.training.work import Work
 
 FEW: dict[str, Any] = {"steps": 6, "batch": 8, "warmup": 2, "validate_every": 3, "ema": 0.9}
 GLOBAL: dict[str, Any] = {
@@ -108,6 +114,57 @@ def test_calibrated_statistics_have_the_variance_of_the_validation_errors(
     expected = 1.0 if calibrate else package.provenance["scores"]["whitened_validation_variance"]
     assert variance == pytest.approx(expected, rel=1e-4)
     assert expected == 1.0 or abs(expected - 1.0) > 0.02
+
+
+def test_backgrounds_of_a_fold_come_from_a_model_that_has_not_seen_it(
+    monkeypatch: pytest.MonkeyPatch, daily: ModuleType, tmp_path: Path
+) -> None:
+    config = load_config("tiny", forecaster={"modes": 12, "folds": 3, "settings": {"width": 0}})
+    states = load_states(daily.REGION, config)
+    run = _Run(states, config, Work(tmp_path, config, torch.device("cpu"), Log(None)))
+    monkeypatch.setattr(run, "_one_forecaster", lambda architecture, pairs, name: SimpleNamespace(pairs=pairs))
+    whole, _, folds = run._forecaster()
+    pairs = states.pairs(states.train)
+    np.testing.assert_array_equal(whole.pairs, pairs)
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in folds]), pairs)
+    for block, model in folds:
+        assert not np.intersect1d(block, model.pairs).size
+        assert len(block) + len(model.pairs) == len(pairs)
+
+
+def test_backgrounds_are_of_their_own_times_and_perturbed_by_states_of_training(
+    monkeypatch: pytest.MonkeyPatch, daily: ModuleType, tmp_path: Path
+) -> None:
+    config = load_config("tiny", background={"perturbation": 0.5, "draws": 1})
+    states = load_states(daily.REGION, config)
+    hours = np.arange(len(states.times)) * 5 % 24  # times of day that differ from state to state
+    states = replace(states, times=states.times + pd.to_timedelta(hours, "h"))
+    others: list[np.ndarray] = []
+
+    def spy(module: Any, x: Tensor, source: Any, pair: Any, season: Tensor, scale: float, device: Any) -> Tensor:
+        others.extend(pair)
+        assert torch.equal(season, states.calendar[source])
+        return x[source]
+
+    monkeypatch.setattr(backgrounds, "perturbed_forecast", spy)
+    autoencoder: Any = SimpleNamespace(encode=lambda x: x)
+    targets = states.pairs(states.train)
+    work = Work(tmp_path, config, torch.device("cpu"), Log(None))
+    pairs, _ = backgrounds.background_pairs(states, autoencoder, [(targets, None)], None, config, work)
+    before = states.before[targets]
+    for found, expected in zip(pairs["train"], (states.x[before], states.x[targets], states.calendar[targets])):
+        assert torch.equal(found, expected)
+    assert np.isin(np.concatenate(others), states.train).all()
+
+
+def test_networks_begin_by_the_seed_of_the_run(tmp_path: Path) -> None:
+    architecture = Architecture("unet", {"latent_shape": (1, 2, 4), "hidden": [8], "blocks": 1})
+    one, again, other = (
+        Work(tmp_path, config, torch.device("cpu"), Log(None)).build(WINDOWS, architecture, 3).state_dict()
+        for config in (SimpleNamespace(seed=seed, checkpoint_minutes=1) for seed in (0, 0, 1))
+    )
+    assert all(torch.equal(again[name], value) for name, value in one.items())
+    assert any(not torch.equal(other[name], value) for name, value in one.items())
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from torch import Tensor, nn
 
 from lsda_fast.cli.describe import describe
 from lsda_fast.diffusion import Schedule
@@ -134,6 +135,21 @@ def test_what_is_learned_is_what_the_sampler_is_given(kind: str, prediction: str
     )
     got = package.trajectory(5).denoise(level.alpha * z + level.sigma * noise, level)
     torch.testing.assert_close(got, z, atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_learns_with_the_season_of_its_middle():
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def predict(self, scaled: Tensor, log_rho: Tensor, season: Tensor) -> Tensor:
+            seen.append(season)
+            return torch.zeros_like(scaled)
+
+    seasons, windows = torch.arange(36.0).reshape(9, 4), torch.arange(9).unfold(0, 5, 1)
+    v, cpu = torch.randn(9, 2, 3, 8), torch.device("cpu")
+    loss = window_loss(v, seasons, windows, Schedule.vp_cosine(), "eps", None, cpu)
+    loss(Spy(), torch.tensor([0, 3]), torch.Generator().manual_seed(0))
+    assert torch.equal(seen[0], seasons[[2, 5]])
 
 
 SETTINGS = {"latent_shape": (1, 1, 4), "size": 3, "prediction": "x0", "width": 32, "depth": 1}

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lsda_fast.diffusion import Schedule
 from lsda_fast.errors import InputError
@@ -122,6 +123,31 @@ def test_networks_of_the_published_kind_are_guided_through(fitted):
         torch.testing.assert_close(*runs)
     with pytest.raises(InputError, match="no prior around a background"):
         package.prior(torch.zeros(SHAPE))
+
+
+def test_a_window_is_told_the_season_of_its_middle():
+    seen = []
+
+    class Spy(nn.Module):
+        size = 5
+
+        def predict(self, scaled, log_rho, season):
+            seen.append(season)
+            return torch.zeros_like(scaled)
+
+    seasons = torch.arange(36.0).reshape(9, 4)
+    package = package_of(StationaryTrajectories(SHAPE, rank=2), Spy(), "eps")
+    prior = package.trajectory(9, season=seasons, chunk=1000)
+    prior.denoise(torch.randn(2, 9, *SHAPE), prior.schedule.level(0.5))
+    assert torch.equal(seen[0], seasons[2:7].repeat(2, 1))
+
+
+def test_the_origin_is_in_the_samplers_variable(fitted):
+    model, v = fitted
+    z = model.restore(v[:5])
+    prior = package_of(model).trajectory(5, origin=z)
+    torch.testing.assert_close(prior.origin, v[:5])
+    torch.testing.assert_close(prior.decode(prior.origin[None])[0], z.flatten(0, 1))
 
 
 def test_a_user_s_window_modules_and_the_file_on_disk(tmp_path):

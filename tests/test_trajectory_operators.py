@@ -8,8 +8,8 @@ import torch
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
 from lsda_fast.observations import ObservationOperator, Observations
-from lsda_fast.observations.averages import blocks, field_averages, layer_rows, layer_weights, observing
-from lsda_fast.observations.trajectory import at_times, every, trajectory_stations
+from lsda_fast.observations.averages import Blocks, blocks, field_averages, layer_rows, layer_weights, observing
+from lsda_fast.observations.trajectory import at_times, every, operator_rows, trajectory_stations
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-12, "atol": 1e-10}
@@ -191,3 +191,11 @@ def test_missing_pixels_are_not_observed_and_counted():
     torch.testing.assert_close(op(x)[0], seen, **TIGHT)
     with pytest.raises(InputError, match="3 values and std"):
         observing(one, [1.0, 2.0, 3.0], 1.0)
+
+
+def test_the_row_of_an_average_stands_where_its_largest_share_is():
+    cells = Blocks(np.array([[11, 12, 21]]), np.array([[0.2, 0.7, 0.1]]), (1, 1))
+    op = observing(at_times(field_averages(LAYOUT.shape, NORMALIZATION, cells, [4]), [2], 3), [240.0], 1.0)
+    row = operator_rows(op, LAYOUT, TIMES[:3]).frame.iloc[0]
+    place = LAYOUT.grid.latitude[1], LAYOUT.grid.longitude[2]
+    assert (row["time"], row["latitude"], row["longitude"], row["variable"]) == (TIMES[2], *place, "olr")

@@ -145,6 +145,9 @@ def test_scores_by_lead_are_those_of_each_state():
     assert table.shape == (4, 4)
     np.testing.assert_allclose(table["crps"].loc[2], V.crps(x[:, 2], y[2], w) / std)
     np.testing.assert_allclose(table["rmse"].loc[3], V.rmse(x[:, 3].mean(0), y[3], w) / std)
+    pairs = np.stack([x[0], -x[0]])
+    opposite = V.by_lead(pairs, y, w, std, kind="opposite pairs")
+    np.testing.assert_allclose(opposite["crps"].loc[1], V.crps(pairs[:, 1], y[1], w, kind="opposite pairs") / std)
 
 
 def test_a_polar_error_counts_less_than_one_at_the_equator():
@@ -172,6 +175,12 @@ def test_rank_histogram_counts_from_below_and_shares_ties():
     x = np.array([1.0, 2.0, 2.0]).reshape(3, 1, 1, 1) * np.ones((3, 1, 1, 2))
     y = np.array([2.0, 5.0]).reshape(1, 1, 2)
     np.testing.assert_allclose(V.rank_histogram(x, y, ONE)[0], [0, 1 / 6, 1 / 6, 1 / 6 + 1 / 2])
+
+
+def test_ranks_count_by_area_where_there_is_a_truth():
+    y = np.array([[[-1.0, -1.0], [1.0, 1.0], [np.nan, np.nan]]])
+    ranks = V.rank_histogram(np.zeros((1, 1, 3, 2)), y, np.array([1.0, 3.0, 5.0]))
+    np.testing.assert_allclose(ranks[0], [0.25, 0.75])
 
 
 def test_an_aggregate_averages_squares():
@@ -261,6 +270,16 @@ def test_the_bootstrap_pairs_its_dates_and_widens_with_the_block():
     assert width[1] > 1.8 * width[0]
     with pytest.raises(InputError, match="same length"):
         V.paired_bootstrap([1, 2], [1, 2, 3])
+
+
+def test_blocks_of_the_bootstrap_are_a_third_root_long_and_go_round():
+    a, b = np.random.default_rng(0).uniform(1, 3, 27), np.ones(27)
+    found = V.paired_bootstrap(a, b, seed=4)
+    assert found == V.paired_bootstrap(a, b, block=3, seed=4)
+    assert found != V.paired_bootstrap(a, b, block=1, seed=4)
+    # As long as the series and from wherever it begins, a block has all of it.
+    whole = V.paired_bootstrap(a, b, block=27)
+    np.testing.assert_allclose(whole, whole.ratio)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsda_fast.errors import InputError
 from lsda_fast.models import DiagonalWhitening, FullWhitening, Whitening, ZonalWhitening
+from lsda_fast.models.zonal_whitening import row_taper
 
 SHAPE = (2, 3, 8)
 SIZE = 48
@@ -194,6 +195,12 @@ def test_zonal_forgets_correlations_beyond_its_reach() -> None:
     assert S[:, 0, :, :, 1].abs().max() > 0.01 * S.abs().max()
     near, full = zonal(reach=1.0), zonal()
     torch.testing.assert_close(near.std, full.std)
+
+
+def test_the_taper_is_that_of_gaspari_and_cohn() -> None:
+    """Their equation 4.10 at 0, 1/2, 1, 3/2 and 2 times its half-width; and it is a correlation."""
+    np.testing.assert_allclose(row_taper(9, 2.0)[0, :5], [1, 0.684896, 5 / 24, 0.016493, 0], atol=1e-6)
+    assert np.linalg.eigvalsh(row_taper(40, 6.0)).min() > -1e-10
 
 
 def test_zonal_takes_an_even_number_of_columns() -> None:

@@ -15,6 +15,7 @@ import xarray as xr
 
 from lsda_fast import cli
 from lsda_fast.analysis import departure_table
+from lsda_fast.calendar import calendar
 from lsda_fast.datasets import open_states
 from lsda_fast.degradations import Degradation
 from lsda_fast.diffusion import Schedule
@@ -268,6 +269,19 @@ def test_a_warm_start_begins_at_the_run() -> None:
     np.testing.assert_allclose(prior.origin, NORMALIZATION.normalize(LAYOUT.to_array(run)), atol=1e-5)
     with pytest.raises(InputError, match=r"start = 0\.3 came without a background"):
         free(Observations.from_frame(stations()), window=WINDOW)
+
+
+def test_the_prior_is_told_the_times_of_its_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    trajectory = Package.trajectory
+
+    def spy(self: Package, length: int, **options: Any) -> Any:
+        seen.append(options["season"])
+        return trajectory(self, length, **options)
+
+    monkeypatch.setattr(Package, "trajectory", spy)
+    analysed(Observations.from_frame(stations(3)))
+    np.testing.assert_array_equal(seen[0], calendar(TIMES))
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
