@@ -1,15 +1,20 @@
 """Optimal interpolation against its other closed form; twin observations against their own statistics."""
 
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
+from lsda_fast import twin
 from lsda_fast.baselines import OptimalInterpolation
 from lsda_fast.errors import InputError
 from lsda_fast.grid import Channel, Grid, Normalization, StateLayout
 from lsda_fast.observations import ObservationOperator, Observations
-from lsda_fast.twin import column_observations, perturbed
+from lsda_fast.twin import column_observations, perturbed, twins
 
 SHAPE = (2, 3, 4)
 SIZE = 24
@@ -141,3 +146,19 @@ def test_perturbation_is_a_scaled_difference_of_two_states() -> None:
     out = perturbed(a, b, c, 0.5)
     np.testing.assert_allclose(LAYOUT.to_array(out), truth() * (1 + 0.5 * 2 / 2**0.5), rtol=1e-5)
     np.testing.assert_allclose(LAYOUT.to_array(a), truth())
+
+
+def test_a_twin_begins_at_a_perturbed_state_one_lead_before_its_truth(
+    daily: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By half of a difference of two states over sqrt(2): half as large as the states vary."""
+    monkeypatch.setattr(twin, "forecast", lambda _, initial: initial)
+    states = daily.REGION["t850"]
+    package: Any = SimpleNamespace(lead_hours=24.0, provenance={"configuration": {"background": {"perturbation": 0.5}}})
+    squares: list[xr.DataArray] = []
+    for case in twins(package, daily.REGION, ("2001-02-01", "2001-10-20"), 40):
+        before = states.sel(time=case.truth["time"] - np.timedelta64(1, "D"))
+        assert case.background["time"] == before["time"]
+        squares.append((case.background["t850"] - before) ** 2)
+    found = np.sqrt(xr.concat(squares, "case").mean())
+    assert float(found) == pytest.approx(0.5 * float(np.sqrt(states.var("time").mean())), rel=0.2)

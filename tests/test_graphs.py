@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lsda_fast import kernels
 from lsda_fast.assimilator import Assimilator
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.backend import Backend
@@ -156,6 +157,45 @@ def test_what_a_graph_has_taken_is_refused_once_another_was_there(tiny):
     with pytest.raises(InputError, match="whose memory a graph has used for another since; accepted: one made anew"):
         sampler(one, likelihood, run=graphs)
     assert torch.equal(sampler(package.prior(given[0], fused=True), likelihood, run=graphs).z, first)
+
+
+class Counting(Rerun):
+    """Counts its recordings, which are valid for as long as it says so."""
+
+    recorded, valid = 0, True
+
+    def record(self, block, inputs):
+        self.recorded += 1
+        return super().record(block, inputs)._replace(valid=lambda: self.valid)
+
+
+@pytest.fixture
+def counted(toy):
+    """A recorder, and an analysis by what it records."""
+    problem, recorder = toy.build("correlated", n=20, P=8), Counting()
+    sampler = Sampler(LatentOptimization(GaussNewton(1, 3)), steps=2, block=2)
+    graphs = Graphs(sampler, recorder, tuple)
+    return recorder, lambda: sampler(problem.prior, problem.likelihood, members=2, run=graphs)
+
+
+def test_a_recording_is_of_the_kernels_that_were_chosen(counted):
+    recorder, run = counted
+    run()
+    run()
+    assert recorder.recorded == 1
+    with kernels.use("reference"):
+        run()
+    assert recorder.recorded == 2
+    run()
+    assert recorder.recorded == 2
+
+
+def test_what_is_no_longer_valid_is_recorded_anew(counted):
+    recorder, run = counted
+    run()
+    recorder.valid = False
+    run()
+    assert recorder.recorded == 2
 
 
 class Small(Rerun):

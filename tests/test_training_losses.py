@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsda_fast.diffusion.prediction import to_clean
+from lsda_fast.diffusion.prediction import TRAINED, to_clean
 from lsda_fast.diffusion.schedule import Level, Schedule
 from lsda_fast.models import FullWhitening
 from lsda_fast.training.autoencoder import reconstruction
 from lsda_fast.training.config import AutoencoderConfig, DenoiserConfig
 from lsda_fast.training.losses import autoencoder_loss, denoiser_loss, forecaster_loss, squared_error
+from lsda_fast.training.noising import draw_levels
 
 
 class Perfect(nn.Module):
@@ -62,6 +63,15 @@ def test_the_network_that_is_right_for_the_sampler_has_no_loss(prediction: str) 
     for i in range(10):
         level = Level(0, 0.0, float(alpha[i]), float(sigma[i]))
         torch.testing.assert_close(to_clean(prediction, F[i], z_t[i], level), z[0], rtol=1e-4, atol=1e-4)
+
+
+def test_levels_of_wiener_are_even_in_the_logarithm_of_the_ratios_that_networks_are_trained_at() -> None:
+    alpha, sigma = draw_levels(Schedule.vp_cosine(), "wiener", 20000, torch.Generator().manual_seed(0))
+    low, high = np.log(TRAINED)
+    share = ((sigma / alpha).log().sort().values - low) / (high - low)
+    np.testing.assert_allclose(share, np.linspace(0, 1, 20000), atol=0.02)
+    assert share.min() > -1e-5
+    assert share.max() < 1 + 1e-5
 
 
 class Nothing(nn.Module):

@@ -218,6 +218,18 @@ def test_cases_one_by_one_give_what_the_functions_give_at_once():
     assert table.loc["normalized", "rmse"] == pytest.approx(V.normalized_rmse(mean, y, w, std), rel=1e-9)
 
 
+def test_the_normalized_row_has_each_channel_in_units_of_its_std():
+    random = np.random.default_rng(0)
+    x, y, std = random.normal(size=(4, 2, 5, 6)), random.normal(size=(2, 5, 6)) + 1, np.array([2.0, 5.0])
+    table = V.Scores(["a", "b"], np.ones(5), std).add(x, y).table()
+    scaled, row = table[:2].div(std, axis=0), table.loc["normalized"]
+    for name in ("bias", "mae", "crps", "wasserstein"):
+        assert row[name] == pytest.approx(scaled[name].mean()), name
+    for name in ("rmse", "spread"):
+        assert row[name] == pytest.approx(np.sqrt((scaled[name] ** 2).mean())), name
+    assert row["spread_skill"] == pytest.approx(np.sqrt(5 / 4) * row["spread"] / row["rmse"])
+
+
 def test_members_of_one_number_are_not_one(states):
     chosen = states.isel(time=0, drop=True)
     two = xr.concat([chosen, chosen], "member").assign_coords(member=[0, 0])

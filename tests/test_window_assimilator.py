@@ -213,6 +213,24 @@ def test_without_a_background_the_climate_tells_gross_errors() -> None:
     assert run(Observations.from_frame(frame), window=WINDOW).departures["used"].all()
 
 
+def test_representativeness_is_that_of_each_channel_at_every_time() -> None:
+    """R = std^2 + (error x spread)^2, in the channels' units."""
+    run = WindowAssimilator(independent_package(reconstruction_error=np.array([0.1, 0.5], np.float32)), steps=1)
+    frame = pd.DataFrame(
+        {
+            "time": TIMES,
+            "latitude": GRID.latitude[2],
+            "longitude": GRID.longitude[3],
+            "variable": ["t", "olr"] * 3,
+            "level": [850.0, np.nan] * 3,
+            "value": [280.0, 240.0] * 3,
+        }
+    )
+    _, likelihood, _ = run.likelihood(Observations.from_frame(frame, STD), TIMES)
+    expected = torch.tensor([0.8**2 + (0.1 * 8) ** 2, 5.0**2 + (0.5 * 30) ** 2] * 3)
+    torch.testing.assert_close(likelihood.variance, expected)
+
+
 def test_averages_are_observed_beside_stations() -> None:
     truth = LAYOUT.to_array(run_of_a_model())
     truth[0, 1, 0, 0] = np.nan
