@@ -345,3 +345,15 @@ def test_bad_input_gets_a_sentence(small, call, sentence):
     with pytest.raises(InputError) as caught:
         call(small)
     assert sentence in str(caught.value)
+
+
+def test_members_without_opposites_are_independent(toy):
+    problem = toy.build("correlated", n=20, P=8)
+    plain = LatentOptimization(GaussNewton(1, 3), antithetic=False)
+    for guidance, recenter, kind in (
+        (DPS(), True, "independent"),
+        (plain, False, "independent"),
+        (plain, True, "recentred"),
+    ):
+        sampler = Sampler(guidance, steps=1, block=4)
+        assert sampler(problem.prior, problem.likelihood, members=4, recenter=recenter).ensemble == kind
