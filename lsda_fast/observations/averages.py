@@ -209,43 +209,28 @@ def observing(operator: StencilOperator, values: Any, std: Any) -> StencilOperat
     reasons = np.where(np.isfinite(given), "", MISSING).astype(object)
     reject(reasons, is_fill(given), lambda x: f"value {x:g} is a fill value", given)
     used = reasons == ""
-    rows = torch.from_numpy(np.flatnonzero(used)).to(operator.index.device)
-    return StencilOperator(
-        operator.index[rows],
-        operator.weight[rows],
-        operator.offset[rows],
-        operator.shape,
-        interpolation=operator.interpolation[rows],
-        cells=operator.cells[rows],
-        used=used,
-        reasons=reasons,
-        observation=np.flatnonzero(used),
-        values=given[used],
-        std=np.broadcast_to(error, given.shape)[used],
-    )
+    found = {"values": given[used], "std": np.broadcast_to(error, given.shape)[used]}
+    return _rows(operator, used, used=used, reasons=reasons, observation=np.flatnonzero(used), **found)
 
 
 def without(operator: StencilOperator, rows: np.ndarray, reason: str) -> StencilOperator:
     """The operator less some of its used rows, by position among them, whose reason is this one."""
     keep = np.ones(operator.size, bool)
     keep[rows] = False
-    where = torch.from_numpy(np.flatnonzero(keep)).to(operator.index.device)
     used, reasons = operator.used.copy(), operator.reasons.copy()
     gone = np.flatnonzero(used)[~keep]
     used[gone], reasons[gone] = False, reason
-    return StencilOperator(
-        operator.index[where],
-        operator.weight[where],
-        operator.offset[where],
-        operator.shape,
-        interpolation=operator.interpolation[where],
-        cells=operator.cells[where],
-        used=used,
-        reasons=reasons,
-        observation=operator.observation[keep],
-        values=operator.values[keep],
-        std=operator.std[keep],
+    found = {name: getattr(operator, name)[keep] for name in ("observation", "values", "std")}
+    return _rows(operator, keep, used=used, reasons=reasons, **found)
+
+
+def _rows(operator: StencilOperator, keep: np.ndarray, **table: np.ndarray) -> StencilOperator:
+    """Some of the rows, with what is told of them."""
+    where = torch.from_numpy(np.flatnonzero(keep)).to(operator.index.device)
+    index, weight, offset, interpolation, cells = (
+        getattr(operator, name)[where] for name in ("index", "weight", "offset", "interpolation", "cells")
     )
+    return StencilOperator(index, weight, offset, operator.shape, interpolation=interpolation, cells=cells, **table)
 
 
 def _positions(channels: Any, C: int) -> np.ndarray:
