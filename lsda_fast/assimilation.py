@@ -208,24 +208,21 @@ class Assimilation:
             A background that itself is no state of this climate.
         """
         case, limit = case_of(observations, more), self.background_check
-        center, from_what = (x_b, "O-B is") if x_b is not None else (self._climate(case.prior), "it lies")
-        if limit is None or center is None:
+        if limit is None:
             return observations, more, case
-        names = self.package.layout.names
-        far = center.unflatten(0, (-1, len(names))).abs().nanmean((0, 2, 3)).tolist()
-        wrong = [f"{name} {value:.0f}" for name, value in zip(names, far) if value > limit]
-        if wrong and x_b is not None:
-            raise InputError(
-                f"the background lies, on average, {', '.join(wrong)} climatological standard deviations from the "
-                f"package's climate; accepted: up to {limit:g} (background_check), in the units of its attributes"
-            )
+        center, reason = x_b, f"O-B is over {limit:g} climatological standard deviations"
+        if x_b is None:
+            center = self._climate(case.prior)
+            reason = f"it lies over {limit:g} climatological standard deviations from the climate"
+        else:
+            self._check_background(x_b, limit)
+        if center is None:
+            return observations, more, case
         operator: Any = case.observed.operator
         before = equivalent(operator, center[None])[0].double().cpu().numpy()
         gross = np.abs(operator.values - before) > limit * case.observed.scale.double().cpu().numpy()
         if not gross.any():
             return observations, more, case
-        reason = f"{from_what} over {limit:g} climatological standard deviations"
-        reason += "" if x_b is not None else " from the climate"
         rows = np.flatnonzero(case.reasons == "")[gross]
         keep = np.ones(len(observations), bool)
         keep[rows[rows < len(observations)]] = False
@@ -234,6 +231,17 @@ class Assimilation:
             more = without(more, np.flatnonzero(gross[len(gross) - more.size :]), reason)
         observations = observations.select(keep, reason)
         return observations, more, case_of(observations, more)
+
+    def _check_background(self, x_b: Tensor, limit: float) -> None:
+        """InputError for one that, on average of a channel, is no state of this climate."""
+        names = self.package.layout.names
+        far = x_b.unflatten(0, (-1, len(names))).abs().nanmean((0, 2, 3)).tolist()
+        wrong = [f"{name} {value:.0f}" for name, value in zip(names, far) if value > limit]
+        if wrong:
+            raise InputError(
+                f"the background lies, on average, {', '.join(wrong)} climatological standard deviations from the "
+                f"package's climate; accepted: up to {limit:g} (background_check), in the units of its attributes"
+            )
 
     def _climate(self, prior: Prior) -> Tensor | None:
         """The mean of a prior without a background, a state in the form of one; None where it is not known."""

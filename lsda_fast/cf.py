@@ -66,6 +66,7 @@ def state_dataset(
     levels = list(dict.fromkeys(float(channel.level) for channel in on_levels if channel.level is not None))
     if levels not in (sorted(levels), sorted(levels, reverse=True)):  # a coordinate goes one way
         levels.sort(reverse=True)
+    place: dict[float | None, int] = {level: i for i, level in enumerate(levels)}
     if levels:
         axes["level"] = ("level", np.array(levels, np.float64), _AXES["level"])
     data: dict[str, Any] = {}
@@ -86,7 +87,7 @@ def state_dataset(
             )
         block = np.full((*array.shape[: len(dims)], len(levels), *grid.shape), np.nan, array.dtype)
         for channel in mine:
-            block[..., axes["level"][1].tolist().index(channel.level), :, :] = array[..., channels.index(channel), :, :]
+            block[..., place[channel.level], :, :] = array[..., channels.index(channel), :, :]
         data[variable] = ((*dims, "level", "latitude", "longitude"), block, _describe(mine[0]))
     return xr.Dataset(data, coords=axes, attrs={"Conventions": "CF-1.11", **(attrs or {})})
 
