@@ -6,8 +6,10 @@ a robust cost leaves an observation at that O-A, 1 where the cost is Gaussian.
 
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,10 +138,12 @@ def departure_table(
     likelihood: Likelihood,
     x_b: torch.Tensor | None,
     x_a: torch.Tensor,
+    refused: Mapping[int, float] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """O-B, O-A and weight (of the ensemble mean) of everything that came, in the order in which it came.
 
-    Without a background O-B is NaN.
+    Without a background O-B is NaN. What was not used has none of the three, but for O-B of ``refused``, by the number
+    of the observation: that of what was refused for it.
     """
     table = observations.frame.assign(used=reasons == "", reason=reasons)
     operator: Any = likelihood.operator
@@ -156,6 +160,7 @@ def departure_table(
         table[name] = column
     # A table of departures that comes as observations brings columns of these names.
     rejected = observations.rejected.assign(used=False, **dict.fromkeys(columns, np.nan))
+    rejected["O-B"] = rejected["observation"].map(refused).astype(float)
     table = pd.concat([table, rejected], ignore_index=True) if len(rejected) else table
     rest = [column for column in table.columns if column not in COLUMNS]
     return table[COLUMNS + rest].sort_values("observation", ignore_index=True)

@@ -5,7 +5,8 @@ representativeness. Nothing disappears: every observation is used, or listed wit
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -58,6 +59,15 @@ class Case(NamedTuple):
     likelihood: Likelihood
     observed: Likelihood
     reasons: np.ndarray
+
+
+class Checked(NamedTuple):
+    """What the background's check leaves: table, operator with values, case; O-B of the rows that it took away."""
+
+    observations: Observations
+    operator: StencilOperator | None
+    case: Case
+    refused: Mapping[int, float] = MappingProxyType({})
 
 
 class Sampled(NamedTuple):
@@ -197,7 +207,7 @@ class Assimilation:
         x_b: Tensor | None,
         case_of: Callable[[Observations, StencilOperator | None], Case],
         more: StencilOperator | None = None,
-    ) -> tuple[Observations, StencilOperator | None, Case]:
+    ) -> Checked:
         """Without observations that are too far from the background (T*C, H, W): the others, and the case of them.
 
         Where there is no background, from the prior's mean, if it has one.
@@ -209,7 +219,7 @@ class Assimilation:
         """
         case, limit = case_of(observations, more), self.background_check
         if limit is None:
-            return observations, more, case
+            return Checked(observations, more, case)
         center, reason = x_b, f"O-B is over {limit:g} climatological standard deviations"
         if x_b is None:
             center = self._climate(case.prior)
@@ -217,20 +227,23 @@ class Assimilation:
         else:
             self._check_background(x_b, limit)
         if center is None:
-            return observations, more, case
+            return Checked(observations, more, case)
         operator: Any = case.observed.operator
-        before = equivalent(operator, center[None])[0].double().cpu().numpy()
-        gross = np.abs(operator.values - before) > limit * case.observed.scale.double().cpu().numpy()
+        departure = operator.values - equivalent(operator, center[None])[0].double().cpu().numpy()
+        gross = np.abs(departure) > limit * case.observed.scale.double().cpu().numpy()
         if not gross.any():
-            return observations, more, case
+            return Checked(observations, more, case)
         rows = np.flatnonzero(case.reasons == "")[gross]
+        of_table = rows < len(observations)
         keep = np.ones(len(observations), bool)
-        keep[rows[rows < len(observations)]] = False
+        keep[rows[of_table]] = False
+        numbers = observations.frame["observation"].to_numpy()[rows[of_table]]
+        refused = {} if x_b is None else dict(zip(numbers.tolist(), departure[gross][of_table].tolist()))
         # Behind the table's rows are those of an operator with its own values.
         if more is not None:
             more = without(more, np.flatnonzero(gross[len(gross) - more.size :]), reason)
         observations = observations.select(keep, reason)
-        return observations, more, case_of(observations, more)
+        return Checked(observations, more, case_of(observations, more), refused)
 
     def _check_background(self, x_b: Tensor, limit: float) -> None:
         """InputError for one that, on average of a channel, is no state of this climate."""

@@ -75,11 +75,11 @@ class Assimilator(Assimilation):
         x_b = package.normalize(package.layout.to_array(background))
         observations = self._with_std(observations)
         with self.backend.kernels():
-            observations, _, case = self._checked(
+            observations, _, case, refused = self._checked(
                 observations, x_b, lambda table, _: self._case(x_b, _season(background), table)
             )
             found = self._sampled(case, members, seed, recenter, on_step)
-        departures = departure_table(observations, case.reasons, case.observed, x_b, found.x)
+        departures = departure_table(observations, case.reasons, case.observed, x_b, found.x, refused)
         coords = {"member": np.array(found.members)}
         states = found.states[:, 0]
         analysis = self._dataset(states, background, dims=("member",), coords=coords, attrs=found.attrs)

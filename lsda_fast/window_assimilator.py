@@ -92,11 +92,11 @@ class WindowAssimilator(Assimilation):
         with self.backend.kernels():
             flat_b = None if x_b is None else x_b.flatten(0, 1)
             case_of = lambda part, more: self._case(times, x_b, part, more)  # noqa: E731
-            table, operator, case = self._checked(table, flat_b, case_of, operator)
+            table, operator, case, refused = self._checked(table, flat_b, case_of, operator)
             found = self._sampled(case, members, seed, recenter, on_step)
         if operator is not None:
             table = Observations.joined(table, operator_rows(operator, layout, times))
-        departures = departure_table(table, case.reasons, case.observed, flat_b, found.x)
+        departures = departure_table(table, case.reasons, case.observed, flat_b, found.x, refused)
         coords = {"time": times.to_numpy(), "member": np.array(found.members)}
         style = "flat" if background is None else layout.style_of(background)
         analysis = layout.to_dataset(

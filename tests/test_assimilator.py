@@ -370,6 +370,9 @@ def test_observations_and_backgrounds_in_wrong_units_are_told() -> None:
     result, expected = (assimilate(state, Observations.from_frame(f)) for f in (wrong, frame.drop(index=row)))
     told = result.departures.set_index("observation").loc[row]
     assert (told["used"], told["reason"]) == (False, "O-B is over 20 climatological standard deviations")
+    assert np.isnan(told["O-A"])
+    right = assimilate(state, Observations.from_frame(frame)).departures.set_index("observation").loc[row]
+    assert told["O-B"] == pytest.approx(right["O-B"] + 273.15, abs=1e-3)
     np.testing.assert_array_equal(result.analysis["t850"], expected.analysis["t850"])
     anything = Assimilator(PACKAGE, QUICK, background_check=None)
     assert anything(state, Observations.from_frame(wrong)).departures["used"].all()
@@ -386,6 +389,7 @@ def test_departures_are_checked_in_the_climates_units_however_accurate_observati
     told = analysed(frame).departures
     assert np.flatnonzero(~told["used"]).tolist() == [0, 7]
     assert told["reason"][7] == "O-B is over 20 climatological standard deviations"
+    assert np.flatnonzero(told["O-B"].isna()).tolist() == [0]
 
 
 @pytest.mark.parametrize(
