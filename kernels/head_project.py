@@ -85,8 +85,9 @@ def adjoint_reference(values: Tensor, weight: Tensor, layout: list[Tensor], last
 def _wanted(layout: list[Tensor], rows: int) -> Tensor:
     """Where the wanted rows lie among all rows at all sites."""
     _, start, row, *_ = layout
-    sites = torch.arange(len(start) - 1, device=row.device)
-    return sites.repeat_interleave(start.diff(), output_size=len(row)) * rows + row
+    entries = torch.arange(len(row), dtype=start.dtype, device=row.device)
+    # No size that depends on values: a recording would refuse it.
+    return (torch.searchsorted(start, entries, right=True) - 1) * rows + row
 
 
 def _project_empty(features: Tensor, weight: Tensor, layout: list[Tensor], last: bool) -> Tensor:

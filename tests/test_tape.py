@@ -3,6 +3,7 @@
 import pickle
 import random
 import threading
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -230,14 +231,16 @@ def test_the_arena_grows_and_is_shared():
     assert arena.of(10 * first.nbytes()).nbytes() >= 10 * first.nbytes()
 
 
-def test_an_assimilator_records_the_third_block_of_a_shape(tiny):
+@pytest.mark.parametrize("code", [nullcontext, partial(kernels.use, "reference")], ids=["native", "plain torch"])
+def test_an_assimilator_records_the_third_block_of_a_shape(tiny, code):
     assimilate = Assimilator(tiny.package(), SHORT, steps=2, block=2, backend="fused")
     plain = Assimilator(tiny.package(), SHORT, steps=2, block=2, backend="fused")
     plain.engine.graphs = None
     graphs = assimilate.engine.graphs
     for seed, count in enumerate((0, 0, 1, 1, 1)):
         case = tiny.background(seed), tiny.table(16, seed=0)
-        found, expected = assimilate(*case, seed=seed), plain(*case, seed=seed)
+        with code():
+            found, expected = assimilate(*case, seed=seed), plain(*case, seed=seed)
         assert found.analysis.equals(expected.analysis)
         assert found.evaluations == expected.evaluations
         assert len(graphs) == count
