@@ -144,6 +144,10 @@ def test_ranks_are_averaged_and_ties_share_them() -> None:
     twice = analysis(MEMBERS[[2, 0, 0]], [0, 1, 2])
     rewards = rewards_of("physics,observations", PACKAGE, held_out=observed(MEMBERS[2]))
     table = reward_table(twice, PACKAGE, rewards, reference=CLIMATE)
+    pd.testing.assert_frame_equal(reward_table(twice, PACKAGE, ["physics", rewards[1]], reference=CLIMATE), table)
+    pd.testing.assert_frame_equal(
+        reward_table(twice, PACKAGE, ["physics"], reference=CLIMATE)[["physics"]], table[["physics"]]
+    )
     assert table["rank"].tolist() == [2, 2, 2]
     assert best_of(twice, PACKAGE, rewards, reference=CLIMATE).analysis["member"].values.tolist() == [0]
 

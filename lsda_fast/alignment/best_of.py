@@ -31,7 +31,7 @@ from lsda_fast.package import Package
 
 __all__ = ["best_of", "check_rewards", "reward_table"]
 
-Rewards = str | Sequence[Reward]
+Rewards = str | Sequence[str | Reward]
 
 
 def best_of(
@@ -50,7 +50,7 @@ def best_of(
     analysis : Analysis
         Its members are the candidates.
     package : Package
-    rewards : str or sequence of Reward
+    rewards : str or sequence of str or Reward
         Names, or rewards of `rewards_of`.
     members : int
         How many are kept.
@@ -93,7 +93,7 @@ def reward_table(
     ----------
     analysis : Analysis
     package : Package
-    rewards : str or sequence of Reward
+    rewards : str or sequence of str or Reward
         Names, or rewards of `rewards_of`.
     reference : xr.Dataset, optional
         States. Where the analysis' own time is among them, that one is the reference (a report after the fact), and the
@@ -135,7 +135,10 @@ def check_rewards(
 
 
 def _rewards(rewards: Rewards, package: Package, lead: float) -> Sequence[Reward]:
-    return rewards_of(rewards, package, lead=lead) if isinstance(rewards, str) else rewards
+    asked = [rewards] if isinstance(rewards, str) else rewards
+    names = [reward for reward in asked if isinstance(reward, str)]
+    named = rewards_of(",".join(names), package, lead=lead) if names else []
+    return [*named, *(reward for reward in asked if not isinstance(reward, str))]
 
 
 def _scores(x: Tensor, rewards: Sequence[Reward], cases: Sequence[Case]) -> dict[str, np.ndarray]:
