@@ -112,6 +112,12 @@ def test_default_std_takes_the_level_before_the_variable_and_never_replaces():
     table = rows(value=[1.0, 2.0, 3.0], level=[850.0, 500.0, 850.0], std=[np.nan, np.nan, 0.3])
     obs = Observations.from_frame(table, std={"t": 2.0, "t850": 1.0})
     assert obs.frame["std"].tolist() == [1.0, 2.0, 0.3]
+    obs = Observations.from_frame(
+        rows(value=[1.0, 2.0, 3.0, 4.0], level=[600.0, 400.0, np.nan, -1.0]),
+        std={"t850": 1.0, "t500": 3.0, "t300": 2.0},
+    )
+    shares = np.log([850 / 600, 500 / 400]) / np.log([850 / 500, 500 / 300])
+    np.testing.assert_allclose(obs.frame["std"], [1 + 2 * shares[0], 3 - shares[1], np.nan], rtol=1e-12)
     with pytest.raises(ValueError, match="std of t is 0"):
         Observations.from_frame(table, std={"t": 0.0})
 

@@ -173,7 +173,7 @@ def convert(
 
 
 def default_std(frame: pd.DataFrame, std: Mapping[str, float]) -> np.ndarray:
-    """The std column, with gaps filled from ``std`` by "t850", then by "t"."""
+    """The std column, with gaps filled from ``std`` by "t850", between two levels of it in log p, then by "t"."""
     for name, number in std.items():
         if not (np.isfinite(number) and number > 0):
             raise InputError(f"std of {name} is {number}; accepted: a positive number in SI units")
@@ -181,9 +181,30 @@ def default_std(frame: pd.DataFrame, std: Mapping[str, float]) -> np.ndarray:
     if std:
         # As objects: pandas takes the type from the cells, and an empty table has none.
         level = frame["level"].map(lambda x: "" if np.isnan(x) else f"{x:g}").astype(object)
-        for key in (frame["variable"].astype(object) + level, frame["variable"]):
-            filled = np.where(np.isnan(filled), key.map(dict(std)).to_numpy(dtype=np.float64), filled)
+        by_name = lambda key: key.map(dict(std)).to_numpy(dtype=np.float64)  # noqa: E731
+        for given in (
+            by_name(frame["variable"].astype(object) + level),
+            _between(frame, std),
+            by_name(frame["variable"]),
+        ):
+            filled = np.where(np.isnan(filled), given, filled)
     return filled
+
+
+def _between(frame: pd.DataFrame, std: Mapping[str, float]) -> np.ndarray:
+    """As observations between two levels are compared with both: linear in log p; NaN above and below all of them."""
+    levels: dict[str, dict[float, float]] = {}
+    for name, number in std.items():
+        variable, pressure = split_name(name, {})
+        if pressure is not None:
+            levels.setdefault(variable, {})[np.log(pressure)] = number
+    level, found = frame["level"].to_numpy(dtype=np.float64), np.full(len(frame), np.nan)
+    log_p = np.log(np.where(level > 0, level, np.nan))
+    for variable, known in levels.items():
+        at = (frame["variable"] == variable).to_numpy(dtype=bool)
+        places = sorted(known)
+        found[at] = np.interp(log_p[at], places, [known[x] for x in places], left=np.nan, right=np.nan)
+    return found
 
 
 def reject_duplicates(frame: pd.DataFrame, reason: np.ndarray) -> None:

@@ -87,7 +87,8 @@ class Observations:
             ``lon`` are accepted. ``z`` in units of length is taken for geopotential height, and multiplied by
             standard gravity.
         std : mapping of str to float, optional
-            Standard deviation (SI) by variable ("t850" before "t") for the rows that bring none.
+            Standard deviation (SI) by variable ("t850" before "t"; between "t850" and "t500" linear in log p) for the
+            rows that bring none.
 
         Raises
         ------
