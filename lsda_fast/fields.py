@@ -15,6 +15,7 @@ from lsda_fast.units import cf_units, convert_units
 
 __all__ = [
     "DIMENSIONS",
+    "HEIGHT",
     "UPPER_AIR",
     "Field",
     "canonical",
@@ -53,6 +54,8 @@ UPPER_AIR = {
     "d": "divergence_of_wind",
     "vo": "atmosphere_relative_vorticity",
 }
+# Where there is no geopotential: by standard name, and as ECMWF, CMIP and NCEP call it.
+HEIGHT = ("geopotential_height", "gh", "zg", "hgt")
 _SHORT_NAMES = {standard: short for short, standard in UPPER_AIR.items()}
 _FLAT_NAME = re.compile(rf"({'|'.join(UPPER_AIR)})_?(\d{{1,4}})", re.IGNORECASE)
 # Heights in metres by custom, unless an attribute `pressure_level` says otherwise.

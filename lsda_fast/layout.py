@@ -13,7 +13,16 @@ import xarray as xr
 
 from lsda_fast.cf import state_dataset
 from lsda_fast.errors import InputError
-from lsda_fast.fields import UPPER_AIR, Field, canonical, check_variable, coordinates, fields, known_standard_name
+from lsda_fast.fields import (
+    HEIGHT,
+    UPPER_AIR,
+    Field,
+    canonical,
+    check_variable,
+    coordinates,
+    fields,
+    known_standard_name,
+)
 from lsda_fast.grid import Channel, Grid
 from lsda_fast.units import convert_units, missing_mask
 
@@ -94,7 +103,10 @@ class StateLayout:
         return cls(Grid.from_coordinates(latitude, longitude), tuple(_channel(f) for f in found))
 
     def find(self, dataset: xr.Dataset) -> list[Field | None]:
-        """The field of each channel in a canonical data set by name, else by standard name; None where absent."""
+        """The field of each channel in a canonical data set by name, else by standard name; None where absent.
+
+        For a geopotential, a geopotential height does.
+        """
         found = fields(dataset)
         result: list[Field | None] = []
         for channel in self.channels:
@@ -105,6 +117,8 @@ class StateLayout:
             # Without a pressure, eastward_wind may be at 10 m or 100 m: its standard name alone does not say.
             if not matches and standard and (level is not None or standard not in UPPER_AIR.values()):
                 matches = [f for f in there if f.standard_name == standard]
+            if not matches and standard == "geopotential":
+                matches = [f for f in there if f.standard_name in HEIGHT or f.name.lower() in HEIGHT]
             if len(matches) > 1:
                 raise InputError(
                     f"Channel {channel.name} is there {len(matches)} times, in the variables "

@@ -11,7 +11,9 @@ import numpy as np
 
 from lsda_fast.errors import InputError
 
-__all__ = ["SPELLING", "cf_units", "convert_units", "missing_mask"]
+__all__ = ["SPELLING", "STANDARD_GRAVITY", "cf_units", "convert_units", "missing_mask"]
+
+STANDARD_GRAVITY = 9.80665  # m s-2, WMO
 
 # The registry reads "mb" as millibarn, an area, "deg C" as an angle times a temperature, and no "gpm" or "degrees_C".
 SPELLING = {
@@ -57,6 +59,8 @@ def _parse_units(units: str) -> tuple[Any, Any]:
 def convert_units(values: np.ndarray, came: str, wanted: str, name: str) -> np.ndarray:
     """Values in units ``wanted``; ``values`` themselves where the units are equal or either is empty.
 
+    A length that is wanted as a geopotential is a geopotential height, times standard gravity.
+
     Raises
     ------
     InputError
@@ -68,7 +72,10 @@ def convert_units(values: np.ndarray, came: str, wanted: str, name: str) -> np.n
         (registry, source), (_, target) = _parse_units(came), _parse_units(wanted)
         if source == target:
             return values
-        return np.asarray(registry.Quantity(values.astype(np.float64), source).to(target).magnitude)
+        quantity = registry.Quantity(values.astype(np.float64), source)
+        if quantity.check("[length]") and registry.Quantity(1.0, target).check("[length]**2 / [time]**2"):
+            quantity = quantity * registry.Quantity(STANDARD_GRAVITY, "m s-2")
+        return np.asarray(quantity.to(target).magnitude)
     except _NOT_UNITS as error:
         raise InputError(
             f"{name} has units '{came}'; accepted are '{wanted}' and CF units that convert to it."

@@ -159,7 +159,7 @@ def test_units_are_converted_on_the_way_in():
     np.testing.assert_array_equal(LAYOUT.to_array(one().drop_attrs()), state())
 
 
-@pytest.mark.parametrize("units", ["m", "no such unit", "((", "gpm"])
+@pytest.mark.parametrize("units", ["K", "no such unit", "((", "m s-1"])
 def test_units_that_do_not_convert_are_refused(units):
     dataset = one()
     dataset["z500"].attrs["units"] = units
@@ -168,6 +168,25 @@ def test_units_that_do_not_convert_are_refused(units):
     assert str(caught.value) == (
         f"z500 (z500) has units '{units}'; accepted are 'm2 s-2' and CF units that convert to it."
     )
+
+
+@pytest.mark.parametrize(("name", "attrs"), [
+    ("z", {"units": "gpm"}),
+    ("gh", {"units": "gpm", "GRIB_cfVarName": "gh"}),
+    ("zg", {"units": "m", "standard_name": "geopotential_height"}),
+    ("HGT", {"units": "m"}),
+    ("height_of_what", {"units": "dam", "standard_name": "geopotential_height"}),
+])  # fmt: skip
+def test_a_geopotential_height_is_read_as_a_geopotential(name, attrs):
+    dataset = one("levels")
+    length = 98.0665 if attrs["units"] == "dam" else 9.80665
+    height = (dataset["z"].astype(np.float64) / length).drop_attrs().assign_attrs(attrs)
+    heights = dataset.drop_vars("z").assign({name: height})
+    np.testing.assert_allclose(LAYOUT.to_array(heights), state(), rtol=1e-6)
+    assert LAYOUT.style_of(heights) == "levels"
+    # Where both are there, the geopotential is what is asked for.
+    if name != "z":
+        np.testing.assert_array_equal(LAYOUT.to_array(heights.assign(z=dataset["z"])), state())
 
 
 def test_variables_are_found_by_either_style_or_their_standard_name():

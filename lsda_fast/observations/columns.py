@@ -11,7 +11,8 @@ import pandas as pd
 
 from lsda_fast.errors import InputError
 from lsda_fast.fields import UPPER_AIR, split_name
-from lsda_fast.observations.units import STANDARD_GRAVITY, to_si
+from lsda_fast.observations.units import to_si
+from lsda_fast.units import STANDARD_GRAVITY
 
 __all__ = [
     "COLUMNS",

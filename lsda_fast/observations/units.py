@@ -9,9 +9,7 @@ from functools import lru_cache
 
 from lsda_fast.units import SPELLING
 
-__all__ = ["STANDARD_GRAVITY", "Conversion", "to_si"]
-
-STANDARD_GRAVITY = 9.80665  # m s-2, WMO
+__all__ = ["Conversion", "to_si"]
 
 
 @dataclass(frozen=True)
