@@ -173,10 +173,11 @@ class Assimilation:
         on_step: Callable[[Step], None] | None,
     ) -> "Sampled":
         """The ensemble, decoded; NonFiniteError names members that are not finite."""
-        samples, block = self.engine.run(
-            case.prior, case.likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step
-        )
-        x_a = torch.cat([case.prior.decode(z[None]) for z in samples.z])
+        with self.engine.alone():
+            samples, block = self.engine.run(
+                case.prior, case.likelihood, members=members, seed=seed, recenter=recenter, on_step=on_step
+            )
+            x_a = torch.cat([case.prior.decode(z[None]) for z in samples.z])
         with np.errstate(over="ignore", invalid="ignore"):
             states = self.package.denormalize(x_a.unflatten(1, (-1, self.package.layout.shape[0])))
         bad = [member for member, state in zip(samples.members, states) if not np.isfinite(state).all()]

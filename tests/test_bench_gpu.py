@@ -169,7 +169,12 @@ def test_targets_are_beside_what_was_found():
         {**idle, "package": "built-in", "idle": 0.3},
         {"section": "memory", "package": "papers", "precision": "float32", "members": 1, "measured": 95, "off": 0.05},
     ]
-    lines = {line[:66].strip(): line[66:].split() for line in table(Run(Cpu(), True, rows=rows)) if "LO-SDA" in line}
+    for members, rate in ((8, 0.7), (16, 0.4)):
+        network = {"section": "networks", "package": "papers", "members": members, "captured": True, "tflop_per_s": 1.0}
+        for part in ("decoder jvp", "decoder vjp"):
+            rows.append({**network, "part": part, "of_matrix_rate": rate, "ms": {"p50": 1.0}})
+    lines = {line[:66].strip(): line[66:].split() for line in table(Run(Cpu(), True, rows=rows))}
+    assert lines["published size, 16 members, decoder derivatives: share of the rate"][2:] == ["0.400", "missed"]
     assert lines["papers, LO-SDA as a graph: idle share"] == ["<=", "0.03", "0.020"]
     assert lines["built-in, LO-SDA as a graph: idle share"] == ["<=", "0.03", "0.300", "missed"]
     assert lines["published size, LO-SDA of one member: seconds"] == ["not", "measured"]

@@ -1,5 +1,6 @@
 """Triton compiles each of its kernels for what is special about the arguments: hundreds over all cases, some seconds
-each. Here it is done before anything is measured, by several processes at once, into the cache on disk.
+each. Here it is done before anything is measured, by several processes at once, into the cache on disk: for the cases
+of parity, the sizes that are timed, and whole analyses.
 """
 
 import os
@@ -18,18 +19,14 @@ MOST = 12
 def rows(run: Run) -> Iterator[Row]:
     """One row."""
     begin, parts = time.monotonic(), min(MOST, os.cpu_count() or 1)
-    command = [sys.executable, "-m", "bench.gpu.small", run.device.name, "--derivatives"]
+    command = [sys.executable, "-m", "bench.gpu.small", run.device.name, *(["--dry"] if run.dry else [])]
     # Of a dry run one part of many: there is nothing to compile.
     shares = [(0, 30)] if run.dry else [(part, parts) for part in range(parts)]
+    asked = [["--derivatives", "--timed", f"--part={part}", f"--parts={count}"] for part, count in shares]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [
-        subprocess.Popen(
-            [*command, f"--part={part}", f"--parts={count}"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for part, count in shares
+        subprocess.Popen([*command, *what], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for what in (["--analyses"], *asked)
     ]
     try:
         while run.left() > 1 and any(worker.poll() is None for worker in workers):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from lsda_fast.engine.capture import captured
 from lsda_fast.engine.graphs import CudaRecorder, Recorder, TapeRecorder
 from lsda_fast.engine.watch import Watch
 
@@ -69,6 +70,11 @@ class Device(ABC):
     def capture(self, call: Call) -> tuple[Call, Any]:
         """A graph of the call, to replay, and the outputs that a replay fills."""
 
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured, which nothing may cut short."""
+        return False
+
     @abstractmethod
     def recorder(self) -> Recorder:
         """What records whole blocks."""
@@ -119,6 +125,9 @@ class Cuda(Device):
 
     def __init__(self) -> None:
         self._flush = torch.empty(_FLUSH, dtype=torch.int8, device=self.place)
+        self._side = torch.cuda.Stream()
+        # Bits are compared, and a convolution may be one that has others every time.
+        torch.backends.cudnn.deterministic = True
 
     def synchronize(self) -> None:
         """Wait for all streams."""
@@ -155,15 +164,17 @@ class Cuda(Device):
 
     def capture(self, call: Call) -> tuple[Call, Any]:
         """After warming up on a stream of its own."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = call()
+        torch.cuda.current_stream().wait_stream(self._side)
+        graph, outputs = captured(call, self._side, torch.cuda.graph_pool_handle())
         return graph.replay, outputs
+
+    @property
+    def capturing(self) -> bool:
+        """See ``Device``."""
+        return torch.cuda.is_current_stream_capturing()
 
     def recorder(self) -> Recorder:
         """CUDA graphs."""

@@ -5,6 +5,7 @@ with others. The block never waits for the device. ``idle`` is the share of a re
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -38,6 +39,11 @@ class Kept:
     waits: ClassVar[int] = 0
     most: ClassVar[int] = 4
     parts: ClassVar[int] = 2
+    takes: ClassVar[bool] = True
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See ``Recorder``."""
+        return self.recorder.turn()
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``."""

@@ -20,7 +20,7 @@ from lsda_fast.guidance import GaussNewton, Guidance, LatentOptimization, Likeli
 from lsda_fast.prior import Prior
 from lsda_fast.sampler import Samples
 
-__all__ = ["FRACTION", "Setting", "method", "observed", "twins"]
+__all__ = ["FRACTION", "Setting", "method", "observed", "twin", "twins"]
 
 FRACTION = 0.01  # of the columns observed
 SHORT = LatentOptimization(GaussNewton(outer=1, cg=1, halvings=0, precondition=1)), 1
@@ -29,7 +29,7 @@ SHORT = LatentOptimization(GaussNewton(outer=1, cg=1, halvings=0, precondition=1
 def twins(run: Run) -> Iterator[tuple[str, Twin]]:
     """By name, on the run's device; a dry run has one tiny package."""
     for name in ("tiny",) if run.dry else ("built-in", "papers"):
-        yield name, _twin(name, run.device.name)
+        yield name, twin(name, run.device.name)
 
 
 def method(dry: bool) -> tuple[Guidance, int]:
@@ -99,7 +99,7 @@ def _assimilator(twin: Twin, dry: bool, backend: str, precision: str) -> Assimil
 
 
 @cache
-def _twin(name: str, device: str) -> Twin:
+def twin(name: str, device: str) -> Twin:
     """Made once: the published size takes seconds."""
     package = built_in_package().to(device) if name == "built-in" else {"papers": papers, "tiny": tiny}[name](device)
     return drawn(package)

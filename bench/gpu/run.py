@@ -108,7 +108,7 @@ def _guarded(section: Section, run: Run) -> Iterator[Row]:
     rows = section.rows(run)
     while True:
         try:
-            with _until(run.left()):
+            with _until(run.left(), run.device):
                 row = next(rows)
         except StopIteration:
             return
@@ -119,11 +119,12 @@ def _guarded(section: Section, run: Run) -> Iterator[Row]:
 
 
 @contextmanager
-def _until(seconds: float) -> Iterator[None]:
+def _until(seconds: float, device: Device) -> Iterator[None]:
     """OutOfTime after so many seconds, as soon as Python runs; every second again, where somebody takes it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise OutOfTime("stopped at the section's deadline")
+        if not device.capturing:
+            raise OutOfTime("stopped at the section's deadline")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 1.0)

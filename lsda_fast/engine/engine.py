@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -63,6 +65,10 @@ class Engine:
         if self.graphs is not None and self.graphs.failure:
             return Execution("eager", self.graphs.failure)
         return self._execution
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """A block for one analysis, from its run to its states; others wait where recordings take its tensors."""
+        return nullcontext() if self.graphs is None else self.graphs.alone()
 
     def run(
         self,

@@ -10,11 +10,13 @@ keeps them, and refuses them once another analysis was copied over theirs. A tap
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, ClassVar, NamedTuple, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.arena import Arena
 from lsda_fast.engine.backend import Backend
+from lsda_fast.engine.capture import captured
 from lsda_fast.engine.tape import Replay, Tape
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
@@ -93,41 +96,70 @@ class Recorder(Protocol):
         Recordings that are kept, those used last.
     parts : int
         How finely observation counts are rounded up (``kernels.buckets``).
+    takes : bool
+        Whether a recording has the tensors of the analysis that it was made with for its own.
     """
 
     waits: ClassVar[int]
     most: ClassVar[int]
     parts: ClassVar[int]
+    takes: ClassVar[bool]
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """RuntimeError where it cannot be recorded."""
 
+    def turn(self) -> AbstractContextManager[None]:
+        """A block in which one recording is filled, replayed and read, after the last one was."""
+
 
 class CudaRecorder:
-    """CUDA graphs that share one pool of memory of their own: no two are replayed at the same time."""
+    """CUDA graphs that share one pool of memory of their own: no two are replayed at the same time.
+
+    The pool is shared between captures on one stream, which is therefore one for all.
+    """
 
     waits: ClassVar[int] = 0
     most: ClassVar[int] = 4
     parts: ClassVar[int] = 2
+    takes: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._side: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
+        self._pool: tuple[int, int] | None = None
+        self._made: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``. Everything is compiled, tuned and given its workspace before the capture."""
         with torch.cuda.device(inputs[0].device):
             with Watch(inputs[0].device, strict=True):
                 block()
-            side = torch.cuda.Stream()
+            side = self._side = self._side or torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 block()
             torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Another thread may go on with its own work meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                outputs = block()
+            # A pool that all graphs have left is not to be entered again.
+            pool = self._pool if self._pool and self._made else torch.cuda.graph_pool_handle()
+            self._pool = None
+            graph, outputs = captured(block, side, pool)
+            self._pool = pool
+            self._made.add(graph)
         return Recording(graph.replay, list(inputs), outputs, keeps=block)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """See ``Recorder``; also where callers have streams of their own."""
+        if self._side is None:
+            yield
+            return
+        with torch.cuda.device(self._side.device):
+            if self._done is None:
+                self._done = torch.cuda.Event()
+            else:
+                torch.cuda.current_stream().wait_event(self._done)
+            yield
+            self._done.record()
 
 
 class TapeRecorder:
@@ -139,9 +171,14 @@ class TapeRecorder:
     waits: ClassVar[int] = 2
     most: ClassVar[int] = 16
     parts: ClassVar[int] = 8
+    takes: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._arena = Arena()
+
+    def turn(self) -> AbstractContextManager[None]:
+        """See ``Recorder``: a CPU does what it is told when it is."""
+        return nullcontext()
 
     def record(self, block: Block, inputs: Sequence[Tensor]) -> Recording:
         """See ``Recorder``."""
@@ -169,7 +206,15 @@ def choose_execution(backend: Backend, device: torch.device, guidance: Guidance)
 
 def settings_of(sampler: Sampler, likelihood: Likelihood) -> tuple:
     """What decides, besides shapes, which operations a block is."""
-    return repr(vars(sampler)), repr(likelihood.robust), forced()
+    backends: Any = torch.backends
+    products = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul
+    return (
+        repr(vars(sampler)),
+        repr(likelihood.robust),
+        forced(),
+        *(product.fp32_precision for product in products),
+        torch.is_autocast_enabled(likelihood.y.device.type),
+    )
 
 
 class _Graph(NamedTuple):
@@ -206,7 +251,7 @@ class Graphs:
         self._state: State | None = None
         self._graphs: dict[Any, _Graph | None] = {}  # None: cannot be recorded
         self._seen: dict[Any, int] = {}  # how often, those of late
-        self._lock = Lock()
+        self._lock, self._whole = Lock(), RLock()
         self.failure = ""
 
     def __len__(self) -> int:
@@ -216,6 +261,10 @@ class Graphs:
     def __reduce__(self) -> tuple:
         """A copy, or one in another process, has no graphs yet."""
         return _without, (self._sampler, type(self._recorder), self._weights)
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """A block in which no other thread's analysis comes into the tensors that a graph took from this one."""
+        return self._whole if self._recorder.takes else nullcontext()
 
     def padded(self, likelihood: Likelihood) -> Likelihood:
         """Filled up, so that its shapes come again."""
@@ -263,9 +312,10 @@ class Graphs:
         prior.evaluations.update(graph.evaluations)
         if done:
             return done
-        _fill(graph, inputs)
-        graph.recording.replay()
-        return Estimate(*(output.clone() for output in graph.recording.outputs))
+        with self._recorder.turn():
+            _fill(graph, inputs)
+            graph.recording.replay()
+            return Estimate(*(output.clone() for output in graph.recording.outputs))
 
     def _same_weights(self) -> bool:
         """Whether recordings are of the weights as they are: those of others are dropped; False where none can be."""

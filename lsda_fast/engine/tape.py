@@ -121,7 +121,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operation and write it down."""
-        _check(func, args)
+        check_host(func, args)
         kwargs, name = kwargs or {}, func._schema.name.partition("::")[2]
         if func.namespace == "lsda" and OPERATIONS[name].choose(*args).implementation in ("cpu", "reference"):
             return self._operation(OPERATIONS[name], args)
@@ -311,21 +311,6 @@ class _Memory:
         if keywords is None:
             return native.bound(call.function, arguments)
         return partial(call.function, *arguments, **keywords)
-
-
-def _check(func: Any, args: tuple) -> None:
-    """HostReadError for what the next analysis may have otherwise, and nobody would see."""
-    check_host(func)
-    # Attention is said to draw numbers, which it does where it drops any.
-    drops = any(slot.name == "dropout_p" for slot in func._schema.arguments)
-    if torch.Tag.nondeterministic_seeded in func.tags and not drops:
-        raise HostReadError(f"{func} in a block of members; accepted: no random numbers but those of its key")
-    # To index is said to have a shape that depends on values, which it has where places are marked.
-    marks = func is not torch.ops.aten.index.Tensor or any(
-        isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in args[1]
-    )
-    if torch.Tag.dynamic_output_shape in func.tags and marks:
-        raise HostReadError(f"{func} in a block of members; accepted: results whose shape depends on no value")
 
 
 def _varying(tape: Tape) -> set[int]:

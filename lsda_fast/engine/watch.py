@@ -34,10 +34,30 @@ class HostReadError(RuntimeError):
     """The host reads or brings a value in what is to be captured."""
 
 
-def check_host(func: Any) -> None:
-    """HostReadError where an operation lets the host read a value, or brings one."""
+def check_host(func: Any, args: tuple) -> None:
+    """HostReadError where an operation lets the host read a value, brings one, or is another when it is repeated."""
     if torch.Tag.data_dependent_output in func.tags or func in _BROUGHT:
         raise HostReadError(f"{func} in a block of members; accepted: nothing that the host reads or brings")
+    # Attention is said to draw numbers, which it does where it drops any.
+    drops = any(slot.name == "dropout_p" for slot in func._schema.arguments)
+    if torch.Tag.nondeterministic_seeded in func.tags and not drops:
+        raise HostReadError(f"{func} in a block of members; accepted: no random numbers but those of its key")
+    # To index is said to have a shape that depends on values, which it has where places are marked.
+    marks = func is not torch.ops.aten.index.Tensor or any(
+        isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in args[1]
+    )
+    if torch.Tag.dynamic_output_shape in func.tags and marks:
+        raise HostReadError(f"{func} in a block of members; accepted: results whose shape depends on no value")
+
+
+def check_place(func: Any, read: list[Any], made: list[Any]) -> None:
+    """HostReadError for what goes from a device to another; a scalar of the host's is an argument like any other."""
+    places = {t.device.type for t in read if isinstance(t, Tensor) and t.dim()}
+    places |= {t.device.type for t in made if isinstance(t, Tensor)}
+    if len(places) > 1:
+        raise HostReadError(
+            f"{func} between {' and '.join(sorted(places))} in a block of members; accepted: one device"
+        )
 
 
 def made_of_others(func: Any) -> bool:
@@ -71,9 +91,10 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operation and book its results."""
+        leaves = tree_leaves((args, kwargs))
         if self._strict:
-            check_host(func)
-        self._read(tree_leaves((args, kwargs)))
+            check_host(func, args)
+        self._read(leaves)
         operation = OPERATIONS.get(func._schema.name.removeprefix("lsda::"))
         if func.namespace == "lsda" and operation and operation.choose(*args).implementation == "reference":
             with self:
@@ -82,6 +103,8 @@ class Watch(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
+        if self._strict:
+            check_place(func, leaves, tree_leaves(result))
         for value, slot in zip(_slots(result), func._schema.returns):
             for tensor in tree_leaves(value):
                 if isinstance(tensor, Tensor):

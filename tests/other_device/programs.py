@@ -16,6 +16,8 @@ from bench.cases.analysis import GUIDANCES, Twin, drawn
 from bench.cases.papers import tiny as published
 from lsda_fast.alignment.config import AlignmentConfig
 from lsda_fast.alignment.pipeline import align
+from lsda_fast.diffusion.noise import Key
+from lsda_fast.engine.watch import HostReadError, Watch
 from lsda_fast.observations import Observations
 from lsda_fast.package import Package
 from lsda_fast.sampler import Sampler
@@ -64,6 +66,34 @@ def test_analyses(twins: dict[str, Twin], package: str, name: str, fused: bool, 
     z = analysed(replace(twin, package=moved(twin.package, device)))
     assert z.device.type == device
     assert torch.allclose(z.to("cpu"), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+RECORDED = [
+    *(("convolutional", name) for name, guidance in GUIDANCES.items() if not guidance.obstacle),
+    ("transformer", "gauss_newton"),
+]
+
+
+@pytest.mark.parametrize(("package", "name"), RECORDED)
+def test_nothing_in_a_block_goes_between_the_host_and_the_device(
+    twins: dict[str, Twin], package: str, name: str, there: Callable[[], str]
+) -> None:
+    """Which a captured graph could not repeat."""
+    device, twin = there(), twins[package]
+    sampler = Sampler(GUIDANCES[name], steps=2, block=2)
+    twin = replace(twin, package=moved(twin.package, device))
+    prior, likelihood = twin.prior(fused=True), twin.likelihood(0.05)
+    key = Key.of(0, range(2), antithetic=sampler.guidance.antithetic, device=prior.device)
+    sampler.inputs(prior, likelihood)
+    with Watch(prior.device, strict=True):
+        sampler.block_of(prior, likelihood, key)
+        z = torch.ones(2, device=device)
+        with pytest.raises(HostReadError, match="between cpu and elsewhere in a block"):
+            z.to("cpu")
+        with pytest.raises(HostReadError, match="between cpu and elsewhere in a block"):
+            z.copy_(torch.ones(2))
+        with pytest.raises(HostReadError, match="shape depends on no value"):
+            z.nonzero()
 
 
 def moved(package: Package, device: str) -> Package:
