@@ -1,10 +1,9 @@
 """What the kernels share: float32 or float64 inside, IEEE roots and quotients, sums in one order, signatures.
 
 As in C++ nothing is contracted, so that element by element the bits are those of the CPU, but for the exponentials of
-SiLU and attention, which are the GPU's own. Sums run over fixed blocks,
-first in the tree of the block, then over the blocks in order: no atomics, and nothing depends on the other members. The
-tree follows from the block's shape and from the alignment of its memory, which is the same for all members: no kernel
-is specialised for a number of members.
+SiLU and attention, which are the GPU's own. Sums run over fixed blocks, first in the tree of the block, then over the
+blocks in order: no atomics, and nothing depends on the other members. The tree follows from the block's shape and from
+the alignment of its memory, which is the same for all members: no kernel is specialised for a number of members.
 """
 
 from typing import Any, NamedTuple
