@@ -28,6 +28,7 @@ _CUDA_STEP = 512  # bytes that torch's allocator rounds up to
 
 # A value that the host brings while the operations run.
 _BROUGHT = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class HostReadError(RuntimeError):
@@ -51,8 +52,8 @@ def check_host(func: Any, args: tuple) -> None:
 
 
 def check_place(func: Any, read: list[Any], made: list[Any]) -> None:
-    """HostReadError for what goes from a device to another; a scalar of the host's is an argument like any other."""
-    places = {t.device.type for t in read if isinstance(t, Tensor) and t.dim()}
+    """HostReadError for what goes from a device to another; the host's scalars are arguments, but of copies."""
+    places = {t.device.type for t in read if isinstance(t, Tensor) and (t.dim() or func in _COPIES)}
     places |= {t.device.type for t in made if isinstance(t, Tensor)}
     if len(places) > 1:
         raise HostReadError(

@@ -92,6 +92,10 @@ def test_nothing_in_a_block_goes_between_the_host_and_the_device(
             z.to("cpu")
         with pytest.raises(HostReadError, match="between cpu and elsewhere in a block"):
             z.copy_(torch.ones(2))
+        one = torch.ones(())
+        assert (one * z).device.type == device
+        with pytest.raises(HostReadError, match="between cpu and elsewhere in a block"):
+            one.to(device)
         with pytest.raises(HostReadError, match="shape depends on no value"):
             z.nonzero()
 
