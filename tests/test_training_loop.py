@@ -142,6 +142,7 @@ def test_every_sample_is_seen_once_an_epoch() -> None:
 def test_products_have_the_precision_that_is_asked_for_and_weights_stay_float32(
     precision: str, dtype: torch.dtype
 ) -> None:
+    torch.manual_seed(0)
     module: Any = nn.Linear(8, 8)
     seen: set[torch.dtype] = set()
 

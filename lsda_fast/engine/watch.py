@@ -55,6 +55,7 @@ def check_place(func: Any, read: list[Any], made: list[Any]) -> None:
     """HostReadError for what goes from a device to another; the host's scalars are arguments, but of copies."""
     places = {t.device.type for t in read if isinstance(t, Tensor) and (t.dim() or func in _COPIES)}
     places |= {t.device.type for t in made if isinstance(t, Tensor)}
+    places.discard("meta")  # what has no values: shapes, seen without any
     if len(places) > 1:
         raise HostReadError(
             f"{func} between {' and '.join(sorted(places))} in a block of members; accepted: one device"
