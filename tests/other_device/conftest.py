@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "elsewhere"
 COPIES = ("aten::copy_", "aten::_to_copy")
@@ -111,6 +110,9 @@ class Module:
 @pytest.fixture(scope="session", autouse=True)
 def registered() -> None:
     """The device, by its name, in this process for good."""
+    # Experimental: the rest of the tests can do without.
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
 
 
