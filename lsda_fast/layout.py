@@ -26,7 +26,7 @@ from lsda_fast.fields import (
 from lsda_fast.grid import Channel, Grid
 from lsda_fast.units import convert_units, missing_mask
 
-__all__ = ["StateLayout"]
+__all__ = ["StateLayout", "channel_of"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class StateLayout:
         found = fields(dataset)
         if variables is not None:
             requested = [variables] if isinstance(variables, str) else list(variables)
-            chosen = {want: [f for f in found if f.called(want) or _channel(f).name == want] for want in requested}
+            chosen = {want: [f for f in found if f.called(want) or channel_of(f).name == want] for want in requested}
             absent = [want for want, matches in chosen.items() if not matches]
             if absent:
                 raise InputError(f"The data set has no {', '.join(absent)}; it has {_listing(found)}.")
@@ -100,7 +100,7 @@ class StateLayout:
             raise InputError("The data set has no variable on latitude and longitude; accepted is at least one.")
         for name in dict.fromkeys(f.name for f in found):
             check_variable(dataset[name])
-        return cls(Grid.from_coordinates(latitude, longitude), tuple(_channel(f) for f in found))
+        return cls(Grid.from_coordinates(latitude, longitude), tuple(channel_of(f) for f in found))
 
     def find(self, dataset: xr.Dataset) -> list[Field | None]:
         """The field of each channel in a canonical data set by name, else by standard name; None where absent.
@@ -253,12 +253,13 @@ class StateLayout:
         return cls(Grid.from_dict(data["grid"]), tuple(Channel(**channel) for channel in data["channels"]))
 
 
-def _channel(field: Field) -> Channel:
+def channel_of(field: Field) -> Channel:
+    """What a field of a data set is in a layout."""
     return Channel(field.variable, field.level, field.units, field.standard_name)
 
 
 def _listing(found: Sequence[Field]) -> str:
-    names = list(dict.fromkeys(_channel(field).name for field in found))
+    names = list(dict.fromkeys(channel_of(field).name for field in found))
     if not names:
         return "no variable on latitude and longitude"
     return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")

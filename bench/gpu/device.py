@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from lsda_fast.engine.capture import captured
+from lsda_fast.engine.capture import captured, warm_up
 from lsda_fast.engine.graphs import CudaRecorder, Recorder, TapeRecorder
 from lsda_fast.engine.watch import Watch
 
@@ -164,10 +164,7 @@ class Cuda(Device):
 
     def capture(self, call: Call) -> tuple[Call, Any]:
         """After warming up on a stream of its own."""
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            call()
-        torch.cuda.current_stream().wait_stream(self._side)
+        warm_up(call, self._side)
         graph, outputs = captured(call, self._side, torch.cuda.graph_pool_handle())
         return graph.replay, outputs
 

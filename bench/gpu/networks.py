@@ -42,17 +42,20 @@ ATTENTION = {
 
 def rows(run: Run) -> Iterator[Row]:
     """Two rows a package, number of members and part: launched and captured."""
-    setting = Setting("fused", "bfloat16")
     for package, twin in twins(run):
         for members in (2,) if run.dry else (1, 8, 16, 32):
             run.device.release()
-            labels = {"package": package, **setting._asdict(), "members": members}
-            with setting.active(run):
-                made = parts(twin, setting, members)
-                for part, call_of in made.items():
-                    for measure in (_launched, _captured):
-                        yield run.attempt({**labels, "part": part}, partial(_fitting, run, measure, call_of), least=5)
-                del made
+            yield from _of_members(run, package, twin, members)
+
+
+def _of_members(run: Run, package: str, twin: Twin, members: int) -> Iterator[Row]:
+    # What is made here, which may be most of the memory, ends with it.
+    setting = Setting("fused", "bfloat16")
+    labels = {"package": package, **setting._asdict(), "members": members}
+    with setting.active(run):
+        for part, call_of in parts(twin, setting, members).items():
+            for measure in (_launched, _captured):
+                yield run.attempt({**labels, "part": part}, partial(_fitting, run, measure, call_of), least=5)
 
 
 def parts(twin: Twin, setting: Setting, members: int) -> dict[str, Callable[[], Callable[[], Tensor]]]:

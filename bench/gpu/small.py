@@ -12,7 +12,7 @@ import torch
 from bench.cases.operation import Case, Draw
 from bench.cases.table import CASES
 from bench.gpu.accuracy import DERIVATIVES, one_thread, value
-from bench.gpu.models import FRACTION, method, twin
+from bench.gpu.models import FRACTION, Setting, method, twin
 from bench.gpu.workloads import WORKLOADS, Sizes
 from lsda_fast import kernels
 from lsda_fast.errors import InputError
@@ -26,9 +26,7 @@ def main(options: argparse.Namespace) -> int:
     kernels.report()
     groups = [(name, dtype) for name in CASES for dtype in (torch.float32, torch.bfloat16)]
     for name, dtype in groups[options.part :: options.parts]:
-        for kind in registry.kinds_on(place):
-            if kind not in registry.OPERATIONS[name].natives:
-                continue
+        for kind in _kinds(name, place):
             for make in CASES[name].values():
                 case = make()
                 if sum(t.numel() for t in case.inputs) <= options.most:
@@ -42,26 +40,31 @@ def main(options: argparse.Namespace) -> int:
 
 def analyses(options: argparse.Namespace) -> int:
     """LO-SDA of each package, in float32 and bfloat16, for numbers of members that kernels tell apart."""
-    guidance, steps = method(options.dry)
+    (guidance, steps), calls = method(options.dry), 0
     for name, most in (("tiny", 2),) if options.dry else (("built-in", 16), ("papers", 2)):
         case = twin(name, options.device)
         for members in sorted({1, 2, most}):
             for precision in ("float32", "bfloat16"):
-                prior = case.prior(fused=True, precision=getattr(torch, precision))
+                prior = Setting("fused", precision).prior(case)
                 Sampler(guidance, steps=steps, block=members)(prior, case.likelihood(FRACTION), members=members)
-    return 1
+                calls += 1
+    return calls
 
 
 def _timed(name: str, dtype: torch.dtype, place: torch.device, dry: bool) -> int:
     calls = 0
     for workload in WORKLOADS[name](Sizes.dry() if dry else Sizes(), Draw(0, place, torch.float32)):
-        for kind in registry.kinds_on(place):
-            if kind in registry.OPERATIONS[name].natives:
-                with kernels.use(kind), suppress(InputError):
-                    function, inputs = workload.case.prepare(dtype, place)
-                    function(*inputs)
-                    calls += 1
+        for kind in _kinds(name, place):
+            with kernels.use(kind), suppress(InputError):
+                function, inputs = workload.case.prepare(dtype, place)
+                function(*inputs)
+                calls += 1
     return calls
+
+
+def _kinds(name: str, place: torch.device) -> list[str]:
+    """Of native code that the operation has there."""
+    return [kind for kind in registry.kinds_on(place) if kind in registry.OPERATIONS[name].natives]
 
 
 def _called(case: Case, kind: str, dtype: torch.dtype, place: torch.device, derivatives: tuple[str, ...]) -> int:

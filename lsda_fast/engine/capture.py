@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["captured"]
+__all__ = ["captured", "warm_up"]
+
+
+def warm_up(call: Callable[[], Any], stream: torch.cuda.Stream) -> None:
+    """The call, once, on the stream that it is to be captured on."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def captured(call: Callable[[], Any], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lsda_fast.diffusion.noise import Key
 from lsda_fast.engine.arena import Arena
 from lsda_fast.engine.backend import Backend
-from lsda_fast.engine.capture import captured
+from lsda_fast.engine.capture import captured, warm_up
 from lsda_fast.engine.tape import Replay, Tape
 from lsda_fast.engine.watch import Watch
 from lsda_fast.errors import InputError
@@ -135,10 +135,7 @@ class CudaRecorder:
             with Watch(inputs[0].device, strict=True):
                 block()
             side = self._side = self._side or torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                block()
-            torch.cuda.current_stream().wait_stream(side)
+            warm_up(block, side)
             # A pool that all graphs have left is not to be entered again.
             pool = self._pool if self._pool and self._made else torch.cuda.graph_pool_handle()
             self._pool = None

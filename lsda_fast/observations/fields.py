@@ -14,7 +14,7 @@ import xarray as xr
 
 from lsda_fast.errors import InputError
 from lsda_fast.fields import Field, canonical, fields
-from lsda_fast.grid import Channel
+from lsda_fast.layout import channel_of
 from lsda_fast.observations.table import Observations
 from lsda_fast.units import missing_mask
 
@@ -53,12 +53,7 @@ def field_observations(
     if not found:
         missing = "time" if fields(dataset) else "variable on latitude and longitude"
         raise InputError(f"the fields to observe have no {missing}; accepted are fields with a time")
-    parts = [
-        _pixels(
-            dataset, field, period, (shift_hours or {}).get(Channel(field.variable, field.level, field.units).name, 0.0)
-        )
-        for field in found
-    ]
+    parts = [_pixels(dataset, field, period, (shift_hours or {}).get(channel_of(field).name, 0.0)) for field in found]
     if period is not None and not any(map(len, parts)):
         times = pd.DatetimeIndex(np.atleast_1d(dataset["time"].values))
         wanted = f"{period[0]} .. {period[1]}"
